@@ -1,0 +1,144 @@
+"""How we talk to identity providers: token endpoints, user look-ups, discovery, key sets.
+
+An ordinary httpx client, since these calls are rare. Knows nothing of what the answers mean; turns every way a call
+can fail into an error of ours that holds no URL, header or body. Never used for what callers send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
+
+import httpx
+
+from idp_middleware._types import Timeout
+from idp_middleware.errors import TokenSourceFailed, TokenSourceTimeout, TokenSourceUnavailable
+
+MAX_ANSWER = 1024 * 1024
+"""Bytes of an answer that are read; a profile or a key set is a few kilobytes."""
+
+DEFAULT_TIMEOUT = Timeout(connect=5.0, read=10.0, write=10.0, pool=10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer of an identity provider; its body may hold secrets, so the repr shows none of it."""
+
+    status: int
+    headers: httpx.Headers = field(repr=False)
+    body: bytes = field(repr=False)
+
+    def json(self) -> dict[str, Any]:
+        """The JSON object in the body, whatever the content type says.
+
+        Raises `TokenSourceFailed` where there is none.
+        """
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise TokenSourceFailed(f"status {self.status} without a JSON object") from None
+        return value
+
+    def retry_after(self) -> float | None:
+        """Seconds to wait, from `Retry-After` (RFC 9110 section 10.2.3) or Auth0's `X-RateLimit-Reset` (epoch)."""
+        value = self.headers.get("retry-after", "").strip()
+        if value.isascii() and value.isdigit():
+            return float(value[:9])
+        if value:
+            try:
+                return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+            except (ValueError, OverflowError):
+                pass
+        reset = self.headers.get("x-ratelimit-reset", "").strip()
+        if reset.isascii() and reset.isdigit():
+            return max(0.0, float(reset[:12]) - time.time())
+        return None
+
+
+class IdPClient:
+    """Sends requests to an identity provider; opens its connections on first use.
+
+    `transport` replaces the network, for tests and for deployments that must go through a proxy of their own:
+    environment variables (`HTTPS_PROXY`, `SSL_CERT_FILE`, `.netrc`) are not looked at, redirects not followed.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+    ) -> None:
+        self._transport = transport
+        self._timeout = httpx.Timeout(
+            connect=timeout.connect, read=timeout.read, write=timeout.write, pool=timeout.pool
+        )
+        # A server that trickles its answer byte by byte satisfies every read time-out.
+        self._total = timeout.connect + timeout.read + timeout.write
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _open(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        # Connections belong to the loop they were opened on; an app under test may see several.
+        if self._client is None or self._loop is not loop:
+            self._client = httpx.AsyncClient(
+                transport=self._transport,
+                timeout=self._timeout,
+                trust_env=False,
+                follow_redirects=False,
+                # One user's Set-Cookie must not ride along on the next user's look-up.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            )
+            self._loop = loop
+        return self._client
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        json: Any = None,
+        form: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """One request, one whole answer, whatever its status.
+
+        Raises:
+            TokenSourceUnavailable: unreachable, or the connection broke.
+            TokenSourceTimeout: no whole answer in time.
+            TokenSourceFailed: an answer that is too long or is not HTTP.
+        """
+        client = self._open()
+        # Accept-Encoding: a compressed answer could unfold to any size.
+        fields = {"accept": "application/json", "accept-encoding": "identity", **(headers or {})}
+        try:
+            async with (
+                asyncio.timeout(self._total),
+                client.stream(method, url, headers=fields, json=json, data=form) as response,
+            ):
+                body = bytearray()
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > MAX_ANSWER:
+                        raise TokenSourceFailed("the answer is too long")
+                return Answer(response.status_code, response.headers, bytes(body))
+        except (httpx.TimeoutException, TimeoutError) as exc:
+            raise TokenSourceTimeout(f"no answer in time ({type(exc).__name__})") from None
+        except httpx.NetworkError as exc:
+            raise TokenSourceUnavailable(f"not reachable ({type(exc).__name__})") from None
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as exc:
+            raise TokenSourceFailed(f"not an answer ({type(exc).__name__})") from None
+
+    async def aclose(self) -> None:
+        """Close the connections; a later request opens new ones."""
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.aclose()

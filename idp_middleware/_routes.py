@@ -1,0 +1,363 @@
+"""The route map: which upstream, which token source, what is allowed, and the target that a request leads to.
+
+Knows paths as the raw bytes they came in, and never decodes what it forwards. Knows nothing of HTTP clients, of what a
+token holds, or of configuration files.
+"""
+
+from __future__ import annotations
+
+import inspect
+import ipaddress
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import quote, unquote_to_bytes, urlsplit
+
+from idp_middleware._types import Timeout, TokenSource, TokenSourceLike
+from idp_middleware.errors import BadRequest, CallerForbidden, ConfigurationError, MethodNotAllowed, RouteNotFound
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""What a route takes when it says nothing. TRACE and CONNECT are never forwarded (RFC 9110 sections 9.3.6, 9.3.8)."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*\Z")
+_HOST = re.compile(r"[A-Za-z0-9._-]+\Z")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Origin(NamedTuple):
+    """Where an upstream is: what a connection is made to, and the `Host` that goes with it."""
+
+    scheme: str
+    host: str
+    port: int
+    authority: bytes
+
+
+@dataclass(frozen=True)
+class ProxyRoute:
+    """One entry of the route map: an upstream, the source of its tokens, and what a caller may do there.
+
+    Args:
+        upstream: base URL of the provider's API; its path (and query, if any) begins every forwarded target.
+        token_source: gives the caller's token for this upstream.
+        connection: the identity provider's name for where the identity came from.
+        scopes: what the caller must hold to use the route.
+        methods: allowed request methods; default `METHODS`.
+        paths: allowed paths after the route's name, as patterns: `*` is one segment, `**` any number of them.
+        headers: fields set on each upstream request, whatever the caller sent.
+        default_headers: fields added where the caller sent none.
+        timeout: bounds on waiting for the upstream.
+        max_body: largest request body in bytes; None streams any size.
+        allow_set_cookie: pass the upstream's `Set-Cookie` on; an API's cookies seldom belong on the app's origin.
+        allow_insecure: permit `http://` to a host that is not loopback.
+        name: filled in by the route map.
+
+    Raises:
+        ConfigurationError: where it is written, naming the argument at fault.
+    """
+
+    upstream: str
+    _: KW_ONLY
+    token_source: TokenSourceLike = field(repr=False)
+    connection: str | None = None
+    scopes: Collection[str] = frozenset()
+    methods: Collection[str] = METHODS
+    paths: Collection[str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    default_headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    timeout: Timeout = field(default_factory=Timeout)
+    max_body: int | None = None
+    allow_set_cookie: bool = False
+    allow_insecure: bool = False
+    name: str = ""
+
+    # Worked out once, so that a request only looks them up.
+    origin: Origin = field(init=False, repr=False, compare=False)
+    base_path: bytes = field(init=False, repr=False, compare=False)
+    base_query: bytes = field(init=False, repr=False, compare=False)
+    source: TokenSource = field(init=False, repr=False, compare=False)
+    fixed_headers: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False)
+    fallback_headers: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False)
+    _allowed_path: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        origin, base_path, base_query = parse_base_url(self.upstream, "upstream", allow_insecure=self.allow_insecure)
+        computed = {
+            "origin": origin,
+            "base_path": base_path.rstrip(b"/"),
+            "base_query": base_query,
+            "source": _as_source(self.token_source),
+            "scopes": frozenset(_strings(self.scopes, "scopes")),
+            "methods": frozenset(_method(m) for m in _strings(self.methods, "methods")),
+            "fixed_headers": _encoded(self.headers, "headers"),
+            "fallback_headers": _encoded(self.default_headers, "default_headers"),
+            "_allowed_path": None if self.paths is None else compile_paths(_strings(self.paths, "paths")),
+        }
+        for name, value in computed.items():
+            object.__setattr__(self, name, value)
+        if self.paths is not None:
+            object.__setattr__(self, "paths", tuple(self.paths))
+        for part in ("connect", "read", "write", "pool"):
+            if getattr(self.timeout, part) <= 0:
+                raise ConfigurationError(f"{part} must be more than 0 seconds", key="timeout")
+        if self.max_body is not None and self.max_body < 0:
+            raise ConfigurationError("must not be negative", key="max_body")
+        if getattr(self.source, "needs_connection", False) and not self.connection:
+            raise ConfigurationError(f"{type(self.source).__name__} needs to know which connection", key="connection")
+
+    def check_method(self, method: str) -> None:
+        """Raises `MethodNotAllowed`; methods are case-sensitive (RFC 9110 section 9.1), so `get` is not `GET`."""
+        if method not in self.methods:
+            raise MethodNotAllowed(allowed=self.methods)
+
+    def check_path(self, rest: bytes) -> None:
+        """Raises `CallerForbidden` unless `rest` (from the slash after the route's name) fits one of `paths`.
+
+        An encoded slash is one segment to some servers and two to others, so the path has to fit both ways.
+        """
+        if self._allowed_path is None:
+            return
+        whole = unquote_to_bytes(rest).decode("latin-1")
+        # A slash that was encoded is put back as a character that no pattern can hold.
+        parts = "/".join(
+            unquote_to_bytes(part).decode("latin-1").replace("/", "\0") for part in (rest or b"/").split(b"/")
+        )
+        if not (self._allowed_path.match(whole or "/") and self._allowed_path.match(parts)):
+            raise CallerForbidden("path not on the route's list")
+
+    def target(self, rest: bytes, query: bytes) -> bytes:
+        """The request target (RFC 9112 section 3.2.1) at the upstream for what followed the route's name.
+
+        Joined on raw bytes: nothing is decoded, re-encoded or folded. Raises `BadRequest` for what another parser on
+        the way might read as a different path.
+        """
+        if _SUSPECT.search(rest):
+            refuse_unsafe_path(rest)
+        if query and _UNSAFE_IN_QUERY.search(query):
+            raise BadRequest("unsafe byte in the query")
+        target = self.base_path + rest or b"/"
+        if self.base_query:
+            query = self.base_query + b"&" + query if query else self.base_query
+        return target + b"?" + query if query else target
+
+
+# Anything worth a closer look; the common path has none of it.
+_SUSPECT = re.compile(rb"[^!-~]|[#\\%;?]|/\.")
+_UNSAFE_RAW = re.compile(rb"[^!-~]|[#\\?]")
+_UNSAFE_DECODED = re.compile(rb"[\x00\r\n\\]")
+_UNSAFE_IN_QUERY = re.compile(rb"[^!-~]|#")
+# What lax UTF-8 decoders read as "." and "/", though no valid encoder writes it (RFC 3629 section 10).
+_OVERLONG = re.compile(rb"\xc0[\xae\xaf]|\xc1\x9c|[\xe0]\x80[\xae\xaf]|\xf0\x80\x80[\xae\xaf]")
+
+
+def refuse_unsafe_path(rest: bytes) -> None:
+    """Raises `BadRequest` for control bytes, backslashes, and dot segments however they are spelled.
+
+    Decoded once only: `%252e` is the text "%2e" to a server that follows RFC 3986 section 2.4.
+    """
+    if _UNSAFE_RAW.search(rest):
+        raise BadRequest("unsafe byte in the path")
+    decoded = unquote_to_bytes(rest)
+    if _UNSAFE_DECODED.search(decoded) or _OVERLONG.search(decoded):
+        raise BadRequest("unsafe encoded byte in the path")
+    for segment in decoded.split(b"/"):
+        # Servers of the Servlet family drop ";…" before they resolve dots.
+        if segment.partition(b";")[0] in (b".", b".."):
+            raise BadRequest("dot segment in the path")
+
+
+class RouteMap:
+    """The routes by name, and the cut of a raw path into route and rest.
+
+    Raises `ConfigurationError` for a prefix or a name that could not be matched byte for byte.
+    """
+
+    def __init__(self, routes: Mapping[str, ProxyRoute], prefix: str) -> None:
+        if not prefix.startswith("/") or prefix != quote(prefix, safe="/~") or "//" in prefix or prefix.endswith("/"):
+            raise ConfigurationError(
+                "must start with a slash, not end with one, and need no percent-encoding", key="prefix"
+            )
+        for name, route in routes.items():
+            if not isinstance(route, ProxyRoute):
+                raise ConfigurationError(f"must be a ProxyRoute, not {type(route).__name__}", table=f"routes.{name}")
+            if not _NAME.match(name):
+                raise ConfigurationError(
+                    "a route's name has letters, digits and . _ ~ - only", table="routes", key=name
+                )
+        self.prefix = prefix
+        self._prefix = prefix.encode()
+        self._prefix_slash = self._prefix + b"/"
+        self._routes = {name.encode(): replace(route, name=name) for name, route in routes.items()}
+
+    def __iter__(self) -> Any:
+        return iter(self._routes.values())
+
+    def under_prefix(self, scope: Mapping[str, Any]) -> bytes | None:
+        """The raw path after the prefix (`b""`, or from the slash on), or None where the scope is not under it."""
+        # Cheap and wrong only in letting too much in: the raw path below decides.
+        if self.prefix not in scope["path"]:
+            return None
+        raw = raw_path(scope)
+        if raw.startswith(self._prefix_slash):
+            return raw[len(self._prefix) :]
+        return b"" if raw == self._prefix else None
+
+    def match(self, rest: bytes) -> tuple[ProxyRoute, bytes]:
+        """The route named by the first segment of `rest`, and what follows its name.
+
+        Raises `RouteNotFound`.
+        """
+        end = rest.find(b"/", 1)
+        name, remainder = (rest[1:], b"") if end < 0 else (rest[1:end], rest[end:])
+        route = self._routes.get(name)
+        if route is None:
+            raise RouteNotFound("no such route")
+        return route, remainder
+
+
+def raw_path(scope: Mapping[str, Any]) -> bytes:
+    """The path of a scope as it came, without what the app is mounted under.
+
+    `raw_path` is optional in ASGI and always holds the whole path; `root_path` is decoded, so it is cut off segment by
+    segment. A scope whose raw path does not begin with its root path yields what is under no prefix.
+    """
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        raw = quote(scope["path"], safe="/~!$&'()*+,;=:@").encode()
+    root: str = scope.get("root_path", "")
+    if not root:
+        return raw
+    parts = raw.split(b"/", root.count("/") + 1)
+    head = b"/".join(parts[:-1])
+    if unquote_to_bytes(head).decode("utf-8", "replace") != root:
+        # Some servers leave root_path out of the path (the ASGI specification says both have it).
+        return raw
+    return b"/" + parts[-1]
+
+
+def parse_base_url(url: str, key: str, *, allow_insecure: bool = False) -> tuple[Origin, bytes, bytes]:
+    """Origin, raw path and raw query of a base URL.
+
+    Raises `ConfigurationError` for anything but a plain http(s) URL, for userinfo (it would end up as credentials), a
+    fragment, and for `http://` to a host that is not loopback unless `allow_insecure`.
+    """
+
+    def wrong(message: str) -> NoReturn:
+        raise ConfigurationError(message, key=key)
+
+    if not isinstance(url, str):
+        wrong(f"must be a URL, not {type(url).__name__}")
+    if not url.isascii() or any(c <= " " or c in "\\\x7f" for c in url):
+        wrong("must be plain ASCII without spaces; write international names in their encoded form")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        wrong("is not a URL")
+    host = parts.hostname
+    if parts.scheme not in _DEFAULT_PORTS or not host:
+        wrong("must be a full URL, such as https://api.example.com")
+    if "@" in parts.netloc:
+        wrong("must not hold a user name or password")
+    if "#" in url:
+        wrong("must not have a fragment")
+    if ":" not in host and not _HOST.match(host):
+        wrong("has an invalid host name")
+    if parts.scheme == "http" and not allow_insecure and not is_loopback(host):
+        wrong("must be https:// (http:// is for loopback, or with allow_insecure)")
+    if parts.path:
+        try:
+            refuse_unsafe_path(parts.path.encode())
+        except BadRequest as exc:
+            wrong(f"has an unsafe path ({exc})")
+    bracketed = f"[{host}]" if ":" in host else host
+    default = _DEFAULT_PORTS[parts.scheme]
+    authority = bracketed if port in (None, default) else f"{bracketed}:{port}"
+    origin = Origin(parts.scheme, host, default if port is None else port, authority.encode())
+    return origin, parts.path.encode(), parts.query.encode()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by definition (RFC 6761 section 6.3 for the name)."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def compile_paths(patterns: Collection[str]) -> re.Pattern[str]:
+    """One expression for all of a route's path patterns.
+
+    Raises `ConfigurationError` for what would not mean what it looks like.
+    """
+    alternatives = []
+    for pattern in patterns:
+        if not pattern.startswith("/"):
+            raise ConfigurationError(f"{pattern!r} must start with a slash", key="paths")
+        if not re.fullmatch(r"[A-Za-z0-9/._~!$&'()+,;=:@*-]+", pattern):
+            raise ConfigurationError(f"{pattern!r} may hold * and ** but no other special characters", key="paths")
+        segments = pattern[1:].split("/")
+        for segment in segments:
+            if segment in (".", "..") or ("**" in segment and segment != "**"):
+                raise ConfigurationError(f"{pattern!r} has a segment {segment!r} that can't match", key="paths")
+        alternatives.append(
+            "".join(
+                "/.*" if segment == "**" else "/" + "[^/]*".join(re.escape(literal) for literal in segment.split("*"))
+                for segment in segments
+            )
+        )
+    if not alternatives:
+        raise ConfigurationError("is empty, so nothing would be allowed", key="paths")
+    return re.compile(f"(?:{'|'.join(alternatives)})\\Z", re.DOTALL)
+
+
+def _strings(values: Collection[str], key: str) -> Collection[str]:
+    # A bare string is a collection too: scopes="read" would ask for the scopes r, e, a and d.
+    if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
+        raise ConfigurationError("must be a list of strings", key=key)
+    return values
+
+
+def _method(method: str) -> str:
+    if not _TOKEN.match(method) or method != method.upper():
+        raise ConfigurationError(f"{method!r} is not a request method (they are upper case)", key="methods")
+    if method in ("TRACE", "CONNECT"):
+        raise ConfigurationError(f"{method} is never forwarded", key="methods")
+    return method
+
+
+def _encoded(headers: Mapping[str, str], key: str) -> tuple[tuple[bytes, bytes], ...]:
+    encoded = []
+    for name, value in headers.items():
+        if not _TOKEN.match(name):
+            raise ConfigurationError(f"{name!r} is not a header name", key=key)
+        if not isinstance(value, str) or not re.fullmatch(r"[\t -~]*", value):
+            raise ConfigurationError(f"{name} has a value that can't stand in a header", key=key)
+        encoded.append((name.lower().encode(), value.encode()))
+    return tuple(encoded)
+
+
+class _FunctionSource:
+    """A plain async function `(caller, route)` or `(caller, route, *, refused)` as a `TokenSource`."""
+
+    def __init__(self, function: Any) -> None:
+        parameters = inspect.signature(function).parameters
+        self._takes_refused = "refused" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._function = function
+
+    async def token(self, caller: Any, route: Any, *, refused: Any = None) -> Any:
+        if self._takes_refused:
+            return await self._function(caller, route, refused=refused)
+        return await self._function(caller, route)
+
+
+def _as_source(source: TokenSourceLike) -> TokenSource:
+    if hasattr(source, "token"):
+        return source
+    if inspect.iscoroutinefunction(source) or inspect.iscoroutinefunction(getattr(source, "__call__", None)):  # noqa: B004
+        return _FunctionSource(source)
+    raise ConfigurationError("must have an async method token(), or be an async function", key="token_source")
