@@ -1,0 +1,59 @@
+# People and CI use the same targets. Each sets up what it needs in .venv, once.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check format bench clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo      the main job, end to end, on this machine (DEMO=--once: and stop)'
+	@echo 'make test      every test, with coverage'
+	@echo 'make check     format, lint and types'
+	@echo 'make format    mend format and what lint can mend'
+	@echo 'make bench     side by side with other proxies (BENCH=--quick: in a few minutes)'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed; name one with make PYTHON=python3.12 …' >&2; exit 1; }
+	@echo 'Setting up $(VENV) …'
+	@$(PYTHON) -m venv $(VENV)
+	@# Dependency groups need pip 25.1.
+	@$(PIP) install -q --upgrade pip
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo 'Installing idp-middleware and what the demo needs …'
+	@$(PIP) install -q -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo 'Installing idp-middleware and what its tests need …'
+	@$(PIP) install -q --group dev -e '.[demo,redis]'
+	@touch $@
+
+# The demo answers Ctrl-C itself; make would only add an error of its own.
+demo: $(VENV)/.demo
+	@exec $(BIN)/idp-middleware demo $(DEMO)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(VENV)/.dev
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest $(TESTS)
+	@$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(BENCH)
+
+clean:
+	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
