@@ -1,0 +1,37 @@
+"""Stand-ins for the parties around the middleware: a strict Auth0 tenant, a provider's API, and a server for both.
+
+    from idp_middleware.testing import Auth0, Identity, ProviderAPI, serve
+
+    auth0, github = Auth0(), ProviderAPI()
+    auth0.add_client("client", "secret")
+    auth0.add_user("auth0|alice", [Identity("github", "101", access_token="gho_alice")])
+    github.accept("gho_alice", login="alice")
+
+    with serve(auth0) as idp, serve(github) as api:      # real sockets on loopback
+        app = IdPMiddleware(..., routes={"github": ProxyRoute(api.url, ...)})
+        token = auth0.issue_token("auth0|alice", audience="https://api.example")
+        ...
+        assert github.tokens_seen() == ["gho_alice"]
+        assert auth0.count("/oauth/token") == 1
+
+Both are plain ASGI apps, so they also work in process with `httpx.ASGITransport`; whatever streams, stalls or breaks
+off needs `serve`, which needs the extra `idp-middleware[server]`. They are witnesses: they share no code with the
+middleware, and refuse what the real systems refuse.
+"""
+
+from idp_middleware.testing._double import RecordedRequest
+from idp_middleware.testing._keys import SigningKey, signing_key
+from idp_middleware.testing.auth0 import Auth0, Identity
+from idp_middleware.testing.provider import ProviderAPI
+from idp_middleware.testing.server import RunningServer, serve
+
+__all__ = [
+    "Auth0",
+    "Identity",
+    "ProviderAPI",
+    "RecordedRequest",
+    "RunningServer",
+    "SigningKey",
+    "serve",
+    "signing_key",
+]
