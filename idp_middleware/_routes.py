@@ -23,7 +23,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*\Z")
 _HOST = re.compile(r"[A-Za-z0-9._-]+\Z")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Origin(NamedTuple):
@@ -79,6 +79,7 @@ class ProxyRoute:
     base_query: bytes = field(init=False, repr=False, compare=False)
     source: TokenSource = field(init=False, repr=False, compare=False)
     fixed_headers: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False)
+    fixed_names: frozenset[bytes] = field(init=False, repr=False, compare=False)
     fallback_headers: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False)
     _allowed_path: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
 
@@ -97,6 +98,7 @@ class ProxyRoute:
         }
         for name, value in computed.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "fixed_names", frozenset(name for name, _ in self.fixed_headers))
         if self.paths is not None:
             object.__setattr__(self, "paths", tuple(self.paths))
         for part in ("connect", "read", "write", "pool"):
@@ -257,7 +259,7 @@ def parse_base_url(url: str, key: str, *, allow_insecure: bool = False) -> tuple
     except ValueError:
         wrong("is not a URL")
     host = parts.hostname
-    if parts.scheme not in _DEFAULT_PORTS or not host:
+    if parts.scheme not in DEFAULT_PORTS or not host:
         wrong("must be a full URL, such as https://api.example.com")
     if "@" in parts.netloc:
         wrong("must not hold a user name or password")
@@ -273,7 +275,7 @@ def parse_base_url(url: str, key: str, *, allow_insecure: bool = False) -> tuple
         except BadRequest as exc:
             wrong(f"has an unsafe path ({exc})")
     bracketed = f"[{host}]" if ":" in host else host
-    default = _DEFAULT_PORTS[parts.scheme]
+    default = DEFAULT_PORTS[parts.scheme]
     authority = bracketed if port in (None, default) else f"{bracketed}:{port}"
     origin = Origin(parts.scheme, host, default if port is None else port, authority.encode())
     return origin, parts.path.encode(), parts.query.encode()

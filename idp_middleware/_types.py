@@ -5,6 +5,7 @@ Knows nothing of HTTP clients, JWTs or caches, and imports nothing of ours but t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
@@ -13,6 +14,8 @@ from starlette.requests import HTTPConnection
 
 if TYPE_CHECKING:
     from idp_middleware._routes import ProxyRoute
+
+_VISIBLE = re.compile(r"[!-~]+\Z")
 
 RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 """Header fields as ASGI hands them over: in order, duplicates kept, never a dict."""
@@ -66,6 +69,11 @@ class Token(_HoldsSecret):
     expires_at: float | None = None
     type: str = "Bearer"
     scopes: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        # Both become a header field; a line break in one would become a second field.
+        if not _VISIBLE.match(self.value) or not _VISIBLE.match(self.type):
+            raise ValueError("a token and its type are visible ASCII characters without spaces")
 
 
 class Authenticator(Protocol):

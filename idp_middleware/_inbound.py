@@ -1,0 +1,169 @@
+"""The caller's side of one exchange: the body as it comes in, and whether the caller is still there.
+
+The only reader of the ASGI `receive` channel, since two readers would take each other's messages. Knows nothing of
+routes, tokens or upstreams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.types import Receive
+
+from idp_middleware.errors import BadRequest, BodyTooLarge, ClientDisconnected
+
+WATCH_AFTER = 0.05
+"""Seconds of an exchange before somebody listens for the caller's leaving: most are over by then, and a task costs."""
+
+REPLAY_LIMIT = 64 * 1024
+"""Bytes of a body that are kept while it streams, in case the upstream refuses the token."""
+
+
+class Inbound:
+    """Feeds the request body to an upstream, and cancels the exchange's task when the caller leaves.
+
+    Use as `with Inbound(...) as inbound:` in the task that does the work. Inside, waiting for anything ends with
+    `CancelledError` once the caller is gone; the `with` turns that into `ClientDisconnected`, as `asyncio.timeout`
+    does for its own kind.
+    """
+
+    __slots__ = (
+        "_cancelling",
+        "_chunks",
+        "_done",
+        "_ended",
+        "_kept",
+        "_loop",
+        "_max_body",
+        "_pending",
+        "_position",
+        "_receive",
+        "_received",
+        "_task",
+        "_timer",
+        "gone",
+        "length",
+    )
+
+    def __init__(self, receive: Receive) -> None:
+        self.length: int | None = None
+        self.gone = False
+        self._receive = receive
+        self._max_body: int | None = None
+        self._done = True
+        self._ended = False
+        self._kept: list[bytes] | None = []
+        self._received = 0
+        self._position = 0
+        self._pending: asyncio.Task[MutableMapping[str, Any]] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Inbound:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("needs a running asyncio task")
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(WATCH_AFTER, self._listen)
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
+        # The same book-keeping as asyncio.timeout: a cancellation from outside must stay one.
+        if self.gone and self._task.uncancel() <= self._cancelling and exc_type is asyncio.CancelledError:
+            raise ClientDisconnected from None
+
+    def expect(self, *, length: int | None, chunked: bool) -> None:
+        """Say what the request's head announced: a body of `length` bytes, or a chunked one."""
+        self.length = length
+        self._done = not chunked and length is None
+
+    @property
+    def unread(self) -> bool:
+        """Whether some of the request body has not been read."""
+        return not self._done
+
+    def limit(self, max_body: int | None) -> None:
+        """Allow `max_body` bytes. Raises `BodyTooLarge` at once for a body that announces more."""
+        self._max_body = max_body
+        if max_body is not None and self.length is not None and self.length > max_body:
+            raise BodyTooLarge("announced")
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, `b""` at the end.
+
+        Raises:
+            ClientDisconnected: the body broke off. Never a clean end, which would pass it off as whole.
+            BodyTooLarge: more than `max_body` arrived.
+            BadRequest: the body ended short of its announced length.
+        """
+        if self._kept is not None and self._position < len(self._kept):
+            self._position += 1
+            return self._kept[self._position - 1]
+        while not self._done:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._pending is None:
+                message = await self._receive()
+            else:
+                # Shielded: a reader that is cancelled (the upstream answered early) must not lose what has arrived.
+                message = await asyncio.shield(self._pending)
+                self._pending = None
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnected
+            chunk: bytes = message.get("body", b"")
+            self._received += len(chunk)
+            if self._max_body is not None and self._received > self._max_body:
+                raise BodyTooLarge("arrived")
+            if message.get("more_body", False):
+                # Read one message ahead: while the upstream takes its time, the caller's leaving shows here.
+                self._listen()
+            else:
+                self._done = True
+                if self.length is not None and self._received != self.length:
+                    raise BadRequest("the body is not as long as announced")
+                self._timer = self._loop.call_later(WATCH_AFTER, self._listen)
+            if chunk:
+                self._keep(chunk)
+                return chunk
+        return b""
+
+    def _keep(self, chunk: bytes) -> None:
+        if self._kept is None:
+            return
+        if self._received > REPLAY_LIMIT:
+            self._kept = None
+        else:
+            self._kept.append(chunk)
+            self._position += 1
+
+    def rewind(self) -> bool:
+        """Start the body over from its first byte; False where some of it was not kept."""
+        if self._kept is None:
+            return False
+        self._position = 0
+        return True
+
+    def _listen(self) -> None:
+        self._timer = None
+        self._pending = self._loop.create_task(self._next())
+        self._pending.add_done_callback(self._heard)
+
+    async def _next(self) -> MutableMapping[str, Any]:
+        return await self._receive()
+
+    def _heard(self, pending: asyncio.Task[MutableMapping[str, Any]]) -> None:
+        if self._ended or pending.cancelled():
+            return
+        # A receive that fails is a connection that is gone; `exception()` also marks it as seen.
+        if pending.exception() is not None or pending.result()["type"] == "http.disconnect":
+            self.gone = True
+            self._task.cancel()

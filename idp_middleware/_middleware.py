@@ -1,0 +1,320 @@
+"""THE SPINE: a request's way, six hops and no way back.
+
+match → authenticate → authorize → token → open the upstream's response → relay. Sees authenticators and token sources
+through their one-method protocols only, and HTTP through the seam in `_upstream`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from idp_middleware._cache import TokenCache
+from idp_middleware._headers import Request, read_request, response_headers
+from idp_middleware._httpx_upstream import HTTPXUpstream
+from idp_middleware._inbound import Inbound
+from idp_middleware._public_urls import lead_back, public_origin
+from idp_middleware._routes import ProxyRoute, RouteMap
+from idp_middleware._tokens import TokenEngine
+from idp_middleware._types import Authenticator, AuthenticatorLike, Caller, RawHeaders, Token
+from idp_middleware._upstream import Upstream, UpstreamResponse
+from idp_middleware.errors import (
+    CallerForbidden,
+    ClientDisconnected,
+    ConfigurationError,
+    IdentityNotLinked,
+    IdPError,
+    TokenError,
+    TokenSourceFailed,
+    UpstreamAborted,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+    problem,
+)
+
+logger = logging.getLogger("idp_middleware")
+
+ErrorHandler = Callable[[HTTPConnection, IdPError], Response]
+
+
+class IdPMiddleware:
+    """Proxies what is under `prefix` to providers' APIs with the caller's own provider token; the rest is the app's.
+
+    Works as `app.add_middleware(IdPMiddleware, …)`, as a wrapper `IdPMiddleware(app, …)`, and with no app behind it
+    (then everything else is 404). Needs no lifespan: it opens its connections on first use, and closes them at the
+    lifespan's shutdown or with `aclose`.
+
+    Args:
+        app: the ASGI app behind, if any.
+        routes: name → `ProxyRoute`; a request for `{prefix}/{name}/…` goes to that route.
+        authenticator: an `Authenticator`, or an async function from a connection to a `Caller`.
+        prefix: the path that everything of ours is under; compared with the raw path, byte for byte.
+        transport: replaces the built-in connection to upstreams.
+        cache: a `TokenCache` shared with other workers; default in process.
+        on_error: makes the answer for an error of `errors`; default `problem_response`.
+
+    Raises:
+        ConfigurationError: for a prefix, route or authenticator that cannot work.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp | None = None,
+        *,
+        routes: Mapping[str, ProxyRoute],
+        authenticator: AuthenticatorLike,
+        prefix: str = "/idp",
+        transport: httpx.AsyncBaseTransport | None = None,
+        cache: TokenCache | None = None,
+        on_error: ErrorHandler | None = None,
+    ) -> None:
+        self.app: ASGIApp = _nothing_behind if app is None else app
+        self._routes = RouteMap(routes, prefix)
+        self._authenticator = _as_authenticator(authenticator)
+        self._tokens = TokenEngine(cache)
+        self._upstream: Upstream = HTTPXUpstream(transport or httpx.AsyncHTTPTransport(trust_env=False))
+        self._on_error = on_error or problem_response
+        # The same in every worker of a deployment, so that a loop through another worker is one too.
+        names = "\n".join([prefix, *(f"{route.name} {route.upstream}" for route in self._routes)])
+        self._pseudonym = b"idp_middleware-" + hashlib.sha256(names.encode()).hexdigest()[:8].encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, self._closing(send))
+            return
+        rest = self._routes.under_prefix(scope)
+        if rest is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send, rest)
+        elif scope["type"] == "websocket":
+            # No route relays them: refused, for falling through would reach the app past every check.
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, rest: bytes) -> None:
+        try:
+            with Inbound(receive) as inbound:
+                try:
+                    exchange = await self._open(scope, inbound, rest)
+                except IdPError as exc:
+                    await self._answer(exc, scope, receive, send, close=inbound.unread)
+                    return
+                # THE LINE: above, nothing has been sent, and an error is an answer. Below, the response has started,
+                # and an error can only leave as an exception, so that the server breaks the connection: a clean end
+                # would tell the caller that a truncated body is whole.
+                await exchange.relay(scope, send)
+        except ClientDisconnected:
+            # Nobody is left to answer; leaving the `with` has let go of the upstream.
+            return
+
+    async def _open(self, scope: Scope, inbound: Inbound, rest: bytes) -> _Exchange:
+        """Everything up to the head of the upstream's response.
+
+        Raises what is to be answered as an `IdPError`.
+        """
+        request = read_request(scope["headers"])
+        inbound.expect(length=request.length, chunked=request.chunked)
+        route, rest = self._routes.match(rest)
+        target = route.target(rest, scope.get("query_string", b""))
+        caller = await self._authenticator.authenticate(HTTPConnection(scope))
+        if request.account is not None:
+            caller = replace(caller, account=request.account)
+        method: str = scope["method"]
+        _authorize(caller, route, method, rest)
+        inbound.limit(route.max_body)
+        if self._pseudonym in request.via:
+            raise UpstreamUnreachable("the route leads back to this middleware")
+        exchange = _Exchange(route, target, f"{scope.get('root_path', '')}{self._routes.prefix}/{route.name}")
+        token = await self._token(caller, route)
+        headers = self._headers(request, route, scope)
+        body = inbound if request.has_body else None
+
+        async def send(token: Token) -> UpstreamResponse:
+            return await self._upstream.send(
+                route.origin, method.encode(), target, [*headers, _authorization(token)], body, route.timeout
+            )
+
+        exchange.response = await send(token)
+        if exchange.response.status == 401:
+            renewed = await self._renewed(caller, route, token, exchange.response)
+            if renewed is not None and inbound.rewind():
+                await exchange.response.aclose()
+                exchange.response = await send(renewed)
+        if exchange.response.status in (407, 421):
+            # Both speak of the connection between us and the upstream (RFC 9110 sections 15.5.8 and 15.5.20).
+            await exchange.response.aclose()
+            raise UpstreamUnreachable(f"status {exchange.response.status}")
+        return exchange
+
+    async def _token(self, caller: Caller, route: ProxyRoute) -> Token:
+        try:
+            return await self._tokens.token(caller, route)
+        except IdPError:
+            raise
+        except Exception as exc:
+            # Somebody's own source failed in its own words, which may hold a secret.
+            logger.exception("route %s: the token source raised %s", route.name, type(exc).__name__, exc_info=False)
+            raise TokenSourceFailed(f"the token source raised {type(exc).__name__}") from None
+
+    async def _renewed(
+        self, caller: Caller, route: ProxyRoute, refused: Token, response: UpstreamResponse
+    ) -> Token | None:
+        """Another token after a refusal; None where the refusal stands."""
+        try:
+            renewed = await self._tokens.renew(caller, route, refused)
+        except IdentityNotLinked:
+            await response.aclose()
+            raise
+        except TokenError as exc:
+            logger.warning("route %s: no other token after a refusal: %s", route.name, exc)
+            return None
+        except BaseException:
+            await response.aclose()
+            raise
+        return None if renewed.value == refused.value else renewed
+
+    def _headers(self, request: Request, route: ProxyRoute, scope: Scope) -> RawHeaders:
+        headers = request.headers
+        if route.fixed_headers:
+            headers = [field for field in headers if field[0] not in route.fixed_names]
+            headers += route.fixed_headers
+        for field in route.fallback_headers:
+            if not any(name == field[0] for name, _ in headers):
+                headers.append(field)
+        via = b"%s %s" % (scope.get("http_version", "1.1").encode(), self._pseudonym)
+        headers.append((b"via", request.via + b", " + via if request.via else via))
+        return headers
+
+    async def _answer(self, error: IdPError, scope: Scope, receive: Receive, send: Send, *, close: bool) -> None:
+        if error.status >= 500:
+            logger.warning("%s: %s", error.name, error)
+        response = self._on_error(HTTPConnection(scope), error)
+        if close:
+            # The rest of the body is still to come, and must not be read as the next request.
+            response.headers["connection"] = "close"
+        await response(scope, receive, send)
+
+    def _closing(self, send: Send) -> Send:
+        async def closing(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                await self.aclose()
+            await send(message)
+
+        return closing
+
+    async def aclose(self) -> None:
+        """Close every connection this middleware, its authenticator and its token sources hold."""
+        await self._tokens.aclose()
+        await self._upstream.aclose()
+        parts = {id(part): part for part in (self._authenticator, *(route.source for route in self._routes))}
+        for part in parts.values():
+            if (aclose := getattr(part, "aclose", None)) is not None:
+                await aclose()
+
+
+class _Exchange:
+    """One request that is through to the upstream's response, and what relaying it needs."""
+
+    __slots__ = ("mount", "response", "route", "target")
+
+    response: UpstreamResponse
+
+    def __init__(self, route: ProxyRoute, target: bytes, mount: str) -> None:
+        self.route = route
+        self.target = target
+        self.mount = mount
+
+    async def relay(self, scope: Scope, send: Send) -> None:
+        """Send the response on as the raw bytes it is.
+
+        Raises `UpstreamAborted` if it breaks off.
+        """
+
+        def rewrite(url: bytes, absolute: bool) -> bytes:
+            origin = public_origin(scope) if absolute else ""
+            return lead_back(url, route=self.route, target=self.target, mount=self.mount, origin=origin)
+
+        response = self.response
+        try:
+            headers = response_headers(
+                response.headers, response.status, allow_set_cookie=self.route.allow_set_cookie, rewrite=rewrite
+            )
+            if response.status == 401:
+                headers.append((b"proxy-status", b"idp_middleware; received-status=401"))
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            last = False
+            while not last:
+                last = response.complete
+                chunk = await response.read()
+                last = last or not chunk
+                await send({"type": "http.response.body", "body": chunk, "more_body": not last})
+        except UpstreamTimeout:
+            raise UpstreamAborted("the upstream stalled in the middle of its response") from None
+        finally:
+            await response.aclose()
+
+
+def _authorize(caller: Caller, route: ProxyRoute, method: str, rest: bytes) -> None:
+    """Raises `MethodNotAllowed` or `CallerForbidden` unless the caller may do this on this route."""
+    route.check_method(method)
+    route.check_path(rest)
+    if not caller.scopes.issuperset(route.scopes):
+        raise CallerForbidden("scope missing", scopes=route.scopes)
+
+
+def _authorization(token: Token) -> tuple[bytes, bytes]:
+    return b"authorization", f"{token.type} {token.value}".encode("ascii")
+
+
+def problem_response(conn: HTTPConnection, error: IdPError) -> Response:  # noqa: ARG001
+    """The answer for `error`: a problem document (RFC 9457) that can be told from the upstream's own by `Proxy-Status`
+    (RFC 9209), never stored, and without anything secret or internal.
+    """
+    return JSONResponse(
+        problem(error),
+        status_code=error.status,
+        headers={
+            "cache-control": "no-store",
+            "proxy-status": f"idp_middleware; error={error.proxy_error}",
+            **dict(error.headers()),
+        },
+        media_type="application/problem+json",
+    )
+
+
+async def _nothing_behind(scope: Scope, receive: Receive, send: Send) -> None:
+    """Stands in for the app where there is none."""
+    if scope["type"] == "http":
+        await PlainTextResponse("Not Found", status_code=404)(scope, receive, send)
+    elif scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1000})
+    elif scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+
+class _FunctionAuthenticator:
+    """A plain async function as an `Authenticator`."""
+
+    def __init__(self, function: Any) -> None:
+        self.authenticate = function
+
+
+def _as_authenticator(authenticator: AuthenticatorLike) -> Authenticator:
+    if hasattr(authenticator, "authenticate"):
+        return authenticator
+    if inspect.iscoroutinefunction(authenticator):
+        return _FunctionAuthenticator(authenticator)
+    raise ConfigurationError("must have an async method authenticate(), or be an async function", key="authenticator")
