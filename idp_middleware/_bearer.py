@@ -1,0 +1,52 @@
+"""The credential of a request: the token in its one `Authorization` field (RFC 6750 section 2.1).
+
+Knows nothing of what a token means. Never looks at the query or the body (sections 2.2, 2.3): those end up in logs,
+histories and `Referer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from idp_middleware.errors import CallerUnauthenticated, ConfigurationError
+
+MAX_TOKEN = 16 * 1024
+"""Bytes of a token; servers stop at 8 to 64 KiB of header, and some parsers at nothing."""
+
+_SCHEMES = frozenset({"bearer", "token"})
+
+
+def check_schemes(schemes: Collection[str], key: str = "schemes") -> frozenset[bytes]:
+    """The authentication schemes to look for, ready for `bearer_token`.
+
+    `token` is what clients of GitHub's API send. No others: a scheme such as DPoP promises a proof that nobody here
+    would check. Raises `ConfigurationError`.
+    """
+    if isinstance(schemes, str) or not schemes or not all(isinstance(scheme, str) for scheme in schemes):
+        raise ConfigurationError("must be a list of strings, and not empty", key=key)
+    lowered = frozenset(scheme.lower() for scheme in schemes)
+    if not lowered <= _SCHEMES:
+        raise ConfigurationError("may hold bearer and token only", key=key)
+    return frozenset(scheme.encode() for scheme in lowered)
+
+
+def bearer_token(headers: Iterable[tuple[bytes, bytes]], schemes: frozenset[bytes]) -> bytes:
+    """What follows the scheme and exactly one space; not empty, at most `MAX_TOKEN` bytes, otherwise unchecked.
+
+    Raises `CallerUnauthenticated`: without an error code where no token of these schemes was sent (RFC 6750 section
+    3.1), with one where it is malformed or there are several fields, since two readers could pick different ones.
+    """
+    # ASGI servers lower-case names, but the specification lets them not to.
+    values = [value for name, value in headers if len(name) == 13 and name.lower() == b"authorization"]
+    if len(values) != 1:
+        if values:
+            raise CallerUnauthenticated("several Authorization fields", error="invalid_request")
+        raise CallerUnauthenticated("no Authorization field", error=None)
+    if len(values[0]) > MAX_TOKEN + 16:
+        raise CallerUnauthenticated("the Authorization field is too long")
+    scheme, _, token = values[0].partition(b" ")
+    if scheme.lower() not in schemes:
+        raise CallerUnauthenticated("another authentication scheme", error=None)
+    if not token or len(token) > MAX_TOKEN:
+        raise CallerUnauthenticated("the token is empty or too long")
+    return token

@@ -1,0 +1,173 @@
+"""An issuer's key set: found by OpenID discovery or at a given URL, fetched when needed, kept while it can't be.
+
+Never keeps a caller with a known key waiting: keys are refreshed behind their back. Knows nothing of tokens or callers,
+nor of what is in a key.
+
+    first use           fetched while the callers wait, once for all of them; nothing works without (503)
+    every MAX_AGE       fetched in the background; this is how a withdrawn key is noticed
+    an unknown key id   fetched while that caller waits, at most once per COOL_DOWN, the longest a new key is refused
+    a failed fetch      changes nothing but when to try next
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection
+from typing import Any
+
+from idp_middleware._idp_http import IdPClient
+from idp_middleware._jwk import Key, read_keys
+from idp_middleware._routes import parse_base_url
+from idp_middleware.errors import ConfigurationError, IdPError, TokenSourceFailed, TokenSourceUnavailable
+
+MAX_AGE = 600.0
+"""Seconds; identity providers advise to keep keys for five to ten minutes."""
+
+COOL_DOWN = 30.0
+"""Seconds between two fetches for unknown key ids, which anyone can make up (CVE-2026-48524 of PyJWT)."""
+
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 300.0
+
+logger = logging.getLogger(__name__)
+
+
+class KeySet:
+    """The keys that `issuer` signs with now, of those that may verify one of `algorithms`."""
+
+    def __init__(
+        self,
+        *,
+        issuer: str,
+        jwks_url: str | None,
+        algorithms: Collection[str],
+        allow_insecure: bool,
+        client: IdPClient,
+    ) -> None:
+        self._issuer = issuer
+        self._jwks_url = jwks_url
+        self._algorithms = algorithms
+        self._allow_insecure = allow_insecure
+        self._client = client
+        self._keys: tuple[Key, ...] = ()
+        self._flight: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._reason = ""
+        # No fetch by age within these; two of them so that a clock that was set back does not stop the fetching.
+        self._since = self._until = 0.0
+        self._asked_at = 0.0
+
+    def keep_fresh(self, now: float) -> None:
+        """Start a fetch in the background if the keys have come of age; costs two comparisons if not."""
+        if self._keys and not self._since <= now < self._until:
+            self._fly()
+
+    async def find(self, kid: str | None, alg: str) -> list[Key]:
+        """The keys that a token with this key id (or none) and algorithm may be signed with.
+
+        Raises `TokenSourceUnavailable` as long as no key set could be had at all.
+        """
+        if self._keys:
+            found = self._fitting(kid, alg)
+            if found or not (self._flying() or self._may_ask()):
+                return found
+            # Not awaited as such: a caller who gives up must not take the fetch away from the others.
+            await asyncio.wait((self._fly(),))
+        else:
+            await self._first_fetch()
+        return self._fitting(kid, alg)
+
+    async def aclose(self) -> None:
+        """Break a running fetch off."""
+        if (flight := self._flying()) is not None:
+            flight.cancel()
+            await asyncio.wait((flight,))
+
+    def _fitting(self, kid: str | None, alg: str) -> list[Key]:
+        return [key for key in self._keys if key.fits(kid, alg)]
+
+    def _may_ask(self) -> bool:
+        now = time.time()
+        if 0 <= now - self._asked_at < COOL_DOWN:
+            return False
+        self._asked_at = now
+        return True
+
+    async def _first_fetch(self) -> None:
+        now = time.time()
+        if not self._since <= now < self._until:
+            await asyncio.wait((self._fly(),))
+        if not self._keys:
+            wait = max(0.0, self._until - time.time())
+            raise TokenSourceUnavailable(f"no keys of the issuer: {self._reason}", retry_after=wait)
+
+    def _flying(self) -> asyncio.Task[None] | None:
+        flight = self._flight
+        # A fetch that another loop left unfinished will never end.
+        if flight is None or flight.done() or flight.get_loop() is not asyncio.get_running_loop():
+            return None
+        return flight
+
+    def _fly(self) -> asyncio.Task[None]:
+        flight = self._flying()
+        if flight is None:
+            flight = self._flight = asyncio.create_task(self._refresh())
+        return flight
+
+    async def _refresh(self) -> None:
+        try:
+            keys = read_keys(await self._document(await self._url()), self._algorithms, self._keys)
+            if not keys:
+                raise TokenSourceFailed("no usable keys in the key set")
+        except IdPError as exc:
+            self._failed(str(exc), getattr(exc, "retry_after", None))
+        except Exception as exc:
+            # A transport that the application brought may raise anything; keys that are kept must survive it.
+            self._failed(type(exc).__name__, None)
+        else:
+            self._adopt(keys)
+
+    def _adopt(self, keys: tuple[Key, ...]) -> None:
+        for key in self._keys:
+            key.live = key in keys
+        self._keys = keys
+        self._failures = 0
+        self._since = time.time()
+        self._until = self._since + MAX_AGE
+
+    def _failed(self, reason: str, retry_after: float | None) -> None:
+        first, longest = (COOL_DOWN, _LONGEST_RETRY) if self._keys else (_FIRST_RETRY, COOL_DOWN)
+        pause = min(first * 2 ** min(self._failures, 10), longest)
+        if retry_after is not None:
+            pause = max(pause, min(retry_after, _LONGEST_RETRY))
+        self._failures += 1
+        self._reason = reason
+        # An unknown key id is no reason to try again sooner.
+        self._since = self._asked_at = time.time()
+        self._until = self._since + pause
+        kept = "the known keys keep serving" if self._keys else "no caller can be verified"
+        logger.warning("Keys of %s not fetched: %s; %s", self._issuer, reason, kept)
+
+    async def _url(self) -> str:
+        """Where the key set is (OpenID Connect Discovery 1.0 section 4), asked each time: it may move."""
+        if self._jwks_url is not None:
+            return self._jwks_url
+        metadata = await self._document(self._issuer.removesuffix("/") + "/.well-known/openid-configuration")
+        # Section 4.3: else one issuer could hand out another's tokens as its own (RFC 9207's mix-up, one level up).
+        if metadata.get("issuer") != self._issuer:
+            raise TokenSourceFailed("the discovery document is another issuer's")
+        url: Any = metadata.get("jwks_uri")
+        try:
+            parse_base_url(url, "jwks_uri", allow_insecure=self._allow_insecure)
+        except ConfigurationError as exc:
+            raise TokenSourceFailed(f"jwks_uri {exc.message}") from None
+        return str(url)
+
+    async def _document(self, url: str) -> dict[str, Any]:
+        answer = await self._client.request("GET", url)
+        # Redirects included: whoever can redirect could choose the keys.
+        if answer.status != 200:
+            raise TokenSourceUnavailable(f"status {answer.status}", retry_after=answer.retry_after())
+        return answer.json()

@@ -1,0 +1,176 @@
+"""Who is calling: a `Caller` from the JWT access token of a request (RFC 9068, and older ones by RFC 7519).
+
+Puts the parts together and remembers who was verified. Knows nothing of routes or provider tokens; the parts are
+`_bearer` (the token in the request), `_claims` (what it must say), `_jwks` and `_jwk` (the issuer's keys).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+from hashlib import sha256
+from types import MappingProxyType
+from typing import NamedTuple
+
+import httpx
+from starlette.requests import HTTPConnection
+
+from idp_middleware._bearer import bearer_token, check_schemes
+from idp_middleware._claims import Policy, check_claims, check_header, media_type, refuse, scopes, unverified
+from idp_middleware._idp_http import IdPClient
+from idp_middleware._jwk import ALGORITHMS, Key
+from idp_middleware._jwks import KeySet
+from idp_middleware._routes import parse_base_url
+from idp_middleware._types import Caller
+from idp_middleware.errors import ConfigurationError
+
+MAX_VERIFIED = 10_000
+"""Verified tokens that are remembered; the least recently seen is forgotten first."""
+
+MAX_LEEWAY = 300.0
+
+
+class _Verified(NamedTuple):
+    caller: Caller
+    expires: float
+    key: Key
+
+
+class JWTAuthenticator:
+    """Verifies the JWT access tokens of one issuer.
+
+    Accepts a token from the request's one `Authorization` field that is signed by a key the issuer publishes now, says
+    exactly this `iss`, one of our audiences in `aud`, a `sub`, an `exp` to come, and is not of another kind: ID tokens
+    are told by `at_hash` or `c_hash`, logout tokens by `events` or their `typ`, sender-constrained tokens by `cnf`.
+    An ID token without those marks looks like an access token, so never make a client id an audience.
+
+    Several issuers are asked one after the other: the issuer is looked at before any key is, so an authenticator
+    refuses a token that is not its own without asking its identity provider, even while that one is down.
+
+    A token that was verified is not verified again until it expires, or until its key leaves the issuer's key set
+    (noticed within ten minutes). A key that the issuer has just begun to sign with works at once, or within 30 seconds
+    where another unknown key id was asked for shortly before. Keys are kept for as long as no others can be fetched.
+
+    Args:
+        issuer: the exact `iss` (RFC 8725 section 3.8), with its trailing slash if it has one (Auth0's do).
+        audience: one or several names of this API; the token must be for one of them (section 3.9).
+        jwks_url: where the issuer's keys are; else found by OpenID discovery, and then `issuer` must be a URL.
+        algorithms: signature algorithms to accept: RS, PS and ES 256, 384, 512, and EdDSA.
+        leeway: tolerance for clocks that differ, in seconds, at most 300.
+        scope_claims: claims that hold scopes, as a space-separated string or a list; their union counts. A claim of
+            another shape grants nothing.
+        schemes: authentication schemes, of `bearer` and `token` (which clients of GitHub's API send).
+        types: the `typ` values to accept, for example `("at+jwt",)` where all access tokens are by RFC 9068. By
+            default `JWT`, `at+jwt` or none.
+        allow_insecure: permit `http://` to hosts that are not loopback.
+        transport: replaces the network, for tests and for deployments behind a proxy.
+
+    Raises:
+        ConfigurationError: naming the argument at fault.
+    """
+
+    def __init__(
+        self,
+        *,
+        issuer: str,
+        audience: str | Collection[str],
+        jwks_url: str | None = None,
+        algorithms: Collection[str] = ("RS256",),
+        leeway: float = 10.0,
+        scope_claims: Collection[str] = ("scope", "scp", "permissions"),
+        schemes: Collection[str] = ("bearer",),
+        types: Collection[str] | None = None,
+        allow_insecure: bool = False,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if not isinstance(issuer, str) or not issuer or not issuer.isprintable():
+            raise ConfigurationError("must be a string, and not empty", key="issuer")
+        if jwks_url is not None:
+            parse_base_url(jwks_url, "jwks_url", allow_insecure=allow_insecure)
+        else:
+            parse_base_url(issuer, "issuer", allow_insecure=allow_insecure)
+            if "?" in issuer:
+                raise ConfigurationError("must not have a query", key="issuer")
+        if not _strings(algorithms, "algorithms") <= ALGORITHMS:
+            raise ConfigurationError(f"may hold {', '.join(sorted(ALGORITHMS))} only", key="algorithms")
+        if type(leeway) not in (int, float) or not 0 <= leeway <= MAX_LEEWAY:
+            raise ConfigurationError(f"must be 0 to {MAX_LEEWAY:.0f} seconds", key="leeway")
+        self._policy = Policy(
+            issuer=issuer,
+            audience=_strings((audience,) if isinstance(audience, str) else audience, "audience"),
+            algorithms=_strings(algorithms, "algorithms"),
+            types=None if types is None else frozenset(media_type(each) or "" for each in _strings(types, "types")),
+            leeway=leeway,
+        )
+        self._scope_claims = _strings(scope_claims, "scope_claims") if scope_claims else frozenset()
+        self._schemes = check_schemes(schemes)
+        self._client = IdPClient(transport=transport)
+        self._keys = KeySet(
+            issuer=issuer,
+            jwks_url=jwks_url,
+            algorithms=self._policy.algorithms,
+            allow_insecure=allow_insecure,
+            client=self._client,
+        )
+        self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"JWTAuthenticator(issuer={self._policy.issuer!r}, audience={sorted(self._policy.audience)!r})"
+
+    async def authenticate(self, conn: HTTPConnection) -> Caller:
+        """The caller that the request's token speaks for.
+
+        Raises:
+            CallerUnauthenticated: there is no such token, or not a valid one.
+            TokenSourceUnavailable: the issuer's keys could not be had even once.
+        """
+        token = bearer_token(conn.scope["headers"], self._schemes)
+        now = time.time()
+        self._keys.keep_fresh(now)
+        digest = sha256(token).digest()
+        verified = self._verified.get(digest)
+        if verified is not None:
+            if now < verified.expires and verified.key.live:
+                self._verified.move_to_end(digest)
+                return verified.caller
+            del self._verified[digest]
+        verified = self._verified[digest] = await self._verify(token, now)
+        if len(self._verified) > MAX_VERIFIED:
+            self._verified.popitem(last=False)
+        return verified.caller
+
+    async def aclose(self) -> None:
+        """Close the connections to the identity provider; a later request opens new ones."""
+        await self._keys.aclose()
+        await self._client.aclose()
+
+    async def _verify(self, token: bytes, now: float) -> _Verified:
+        header, claims = unverified(token)
+        alg, kid = check_header(header, self._policy)
+        expires = check_claims(claims, self._policy, now)
+        keys = await self._keys.find(kid, alg)
+        if kid is None and len(keys) > 1:
+            refuse("the token names no key, and several fit")
+        text = token.decode()
+        for key in keys:
+            verified = key.verify(text, alg, self._policy)
+            if verified is not None:
+                caller = Caller(
+                    subject=verified["sub"],
+                    scopes=scopes(verified, self._scope_claims),
+                    # Shared by all requests with this token.
+                    claims=MappingProxyType(verified),
+                    credential=text,
+                )
+                return _Verified(caller, expires, key)
+        refuse("no key of the issuer has signed this")
+
+
+def _strings(values: Collection[str], key: str) -> frozenset[str]:
+    # A bare string is a collection too: algorithms="RS256" would be R, S, 2, 5 and 6.
+    if isinstance(values, str) or not isinstance(values, Collection):
+        raise ConfigurationError("must be a list of strings", key=key)
+    if not values or not all(isinstance(value, str) and value for value in values):
+        raise ConfigurationError("must hold strings, none empty, and at least one", key=key)
+    return frozenset(values)
