@@ -1,0 +1,352 @@
+"""Keeps tokens, so that one question to the identity provider answers many requests.
+
+`TokenEngine` knows whose token it is (the key) and whom to ask (the route's source, behind the shared cache where there
+is one). `TokenKeeper` under it knows how long a token serves, and that one flight answers all who wait for it; it knows
+nothing of callers and routes. Neither knows HTTP, nor how the shared cache stores anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import re
+import traceback
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
+from hmac import compare_digest
+from time import time
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from idp_middleware._routes import ProxyRoute
+from idp_middleware._types import Caller, Token
+from idp_middleware.errors import IdentityNotLinked, IdPError, TokenSourceFailed, TokenSourceUnavailable
+
+if TYPE_CHECKING:
+    from idp_middleware._cache import TokenCache
+
+log = logging.getLogger("idp_middleware.tokens")
+
+# All times are in seconds.
+MAX_ENTRIES: Final = 10_000
+MAX_AGE: Final = 300.0  # of a token whose expiry nobody knows
+CLOCK_SKEW: Final = 10.0  # a token serves no longer than this before its expiry: clocks differ, requests take time
+REFRESH_BEFORE: Final = 60.0
+NOT_LINKED_FOR: Final = 5.0  # long enough to spare the provider a page that asks ten times, short enough to link in
+RETRY_REFRESH: Final = (5.0, 60.0)  # doubling from, up to
+RENEWALS: Final = 3  # that refusals may cause at once …
+RENEWAL_EVERY: Final = 20.0  # … and then one in this time: an API that refuses whatever it gets must not drain the IdP
+
+Obtained: TypeAlias = tuple[Token, float]
+"""A token, and when it was asked for (seconds since the epoch)."""
+
+Fetch: TypeAlias = Callable[[Token | None, Token | None], Awaitable[Obtained]]
+"""`fetch(held, refused)`: a token newer than `held`, which still serves, and than `refused`, which was turned down."""
+
+_VISIBLE_ASCII = re.compile(r"[!-~]+\Z")
+
+
+class TokenEngine:
+    """The token of a caller for a route: kept, shared, renewed ahead of expiry.
+
+    Sources say what their answers depend on:
+
+    - `identity: tuple[str, ...]`, equal for equal configuration (scopes and audience included): tokens are then shared
+      between routes, and through `cache` between workers. Without it a route keeps its tokens to itself.
+    - `cache_key(caller, route) -> tuple | None`: what of the caller decides the answer; None is never kept, a tuple
+      without the subject is a token of the app's own. Without it: issuer, subject, account and the caller's scopes.
+
+    Routes are expected to live as long as the engine.
+    """
+
+    def __init__(self, cache: TokenCache | None = None, *, max_entries: int = MAX_ENTRIES) -> None:
+        self._cache = cache
+        self._keeper = TokenKeeper(max_entries=max_entries)
+        # By id, since hashing a route means hashing all it holds. A plan keeps its route, so no id comes twice.
+        self._plans: dict[int, _Plan] = {}
+        self._numbers: dict[object, int] = {}
+
+    async def token(self, caller: Caller, route: ProxyRoute) -> Token:
+        """A token that serves now. Raises `errors.TokenError`."""
+        plan = self._plans.get(id(route)) or self._plan(route)
+        key = plan.key(caller)
+        if key is None:
+            return await _ask(caller, route, None)
+        # All that most requests ever run:
+        token = self._keeper.get(key)
+        if token is not None:
+            return token
+        return await self._keeper.token(key, self._fetch(caller, plan, key))
+
+    async def renew(self, caller: Caller, route: ProxyRoute, refused: Token) -> Token:
+        """A token in place of one that the provider refused; others who were refused the same share it.
+
+        May be the refused one where there is no other, or where refusals follow each other too fast: trying again with
+        that is pointless. Raises `errors.TokenError`.
+        """
+        plan = self._plans.get(id(route)) or self._plan(route)
+        key = plan.key(caller)
+        if key is None:
+            return await _ask(caller, route, refused)
+        return await self._keeper.renew(key, self._fetch(caller, plan, key), refused)
+
+    async def forget(self, caller: Caller, route: ProxyRoute) -> None:
+        """Drop what is kept for a caller on a route, here and in the shared cache."""
+        plan = self._plans.get(id(route)) or self._plan(route)
+        key = plan.key(caller)
+        if key is None:
+            return
+        await self._keeper.forget(key)
+        if self._cache is not None and plan.shared is not None:
+            await self._cache.delete((*plan.shared, *key[1:]))
+
+    async def aclose(self) -> None:
+        """Cancel what is under way, drop what is kept, let go of the shared cache."""
+        await self._keeper.aclose()
+        if self._cache is not None:
+            await self._cache.aclose()
+
+    def _plan(self, route: ProxyRoute) -> _Plan:
+        identity = getattr(route.source, "identity", None)
+        shared = None if identity is None else (tuple(identity), route.connection)
+        number = self._numbers.setdefault(shared or object(), len(self._numbers))
+        plan = self._plans[id(route)] = _Plan(route, number, shared)
+        return plan
+
+    def _fetch(self, caller: Caller, plan: _Plan, key: tuple[Any, ...]) -> Fetch:
+        cache, shared = self._cache, plan.shared
+
+        async def fetch(held: Token | None, refused: Token | None) -> Obtained:
+            if cache is None or shared is None:
+                asked_at = time()
+                return await _ask(caller, plan.route, refused), asked_at
+            parts = (*shared, *key[1:])
+            stored = await cache.get(parts)
+            old = refused or held
+            if stored is not None and _Held(*stored).until > time() and (old is None or differ(stored[0], old)):
+                return stored
+            asked_at = time()
+            try:
+                token = await _ask(caller, plan.route, refused)
+            except IdentityNotLinked:
+                await cache.delete(parts)
+                raise
+            await cache.set(parts, token, asked_at, ttl=_Held(token, asked_at).until - time())
+            return token, asked_at
+
+        return fetch
+
+
+class _Plan:
+    """What the tokens of one route are kept under."""
+
+    __slots__ = ("_cache_key", "number", "route", "shared")
+
+    def __init__(self, route: ProxyRoute, number: int, shared: tuple[Any, ...] | None) -> None:
+        self.route = route
+        self.number = number
+        self.shared = shared
+        self._cache_key: Callable[..., tuple[Any, ...] | None] | None = getattr(route.source, "cache_key", None)
+
+    def key(self, caller: Caller) -> tuple[Any, ...] | None:
+        if self._cache_key is None:
+            return (self.number, caller.issuer, caller.subject, caller.account, caller.scopes)
+        parts = self._cache_key(caller, self.route)
+        return None if parts is None else (self.number, *parts)
+
+
+async def _ask(caller: Caller, route: ProxyRoute, refused: Token | None) -> Token:
+    """The source's answer, made sure to be a token that can stand in a header."""
+    try:
+        token = await route.source.token(caller, route, refused=refused)
+    except IdPError:
+        raise
+    except Exception as exc:
+        # Somebody's own source, and its own words may hold a secret: where it happened has to do.
+        where = "".join(traceback.format_tb(exc.__traceback__))
+        log.error("the token source of route %r raised %s:\n%s", route.name, type(exc).__name__, where)
+        raise TokenSourceFailed(f"the source raised {type(exc).__name__}") from None
+    if not isinstance(token, Token):
+        raise TokenSourceFailed(f"the source gave a {type(token).__name__}, not a Token")
+    if not (_VISIBLE_ASCII.match(token.value) and _VISIBLE_ASCII.match(token.type)):
+        raise TokenSourceFailed("the source gave a token that can't stand in a header")
+    return token
+
+
+class TokenKeeper:
+    """Tokens by key: how long each serves, and one flight at a time to get the next.
+
+    A cancelled request cancels no flight: others wait for it, and what it brings is kept anyway.
+    """
+
+    def __init__(self, *, max_entries: int = MAX_ENTRIES) -> None:
+        self._max_entries = max_entries
+        self._held: OrderedDict[Hashable, _Held] = OrderedDict()
+        self._not_linked: OrderedDict[Hashable, tuple[float, IdPError]] = OrderedDict()
+        self._flights: dict[Hashable, asyncio.Task[Token | IdPError]] = {}
+
+    def get(self, key: Hashable) -> Token | None:
+        """The token under `key` if nothing needs doing about it."""
+        held = self._held.get(key)
+        if held is None or held.refresh_at <= time():
+            return None
+        self._held.move_to_end(key)
+        return held.token
+
+    async def token(self, key: Hashable, fetch: Fetch) -> Token:
+        """The token under `key`; fetched where there is none, and in the background where it expires soon.
+
+        Raises `errors.IdPError` as `fetch` did, each caller its own copy.
+        """
+        now = time()
+        held = self._held.get(key)
+        if held is not None and now < held.until:
+            if held.refresh_at <= now:
+                held.refresh_at = held.until
+                self._flight(key, fetch, held=held.token)
+            return held.token
+        known = self._not_linked.get(key)
+        if known is not None:
+            if now < known[0]:
+                raise _twin(known[1])
+            del self._not_linked[key]
+        return await _landing(self._flight(key, fetch))
+
+    async def renew(self, key: Hashable, fetch: Fetch, refused: Token) -> Token:
+        """A token in place of `refused`; that one again where there is no other (see `TokenEngine.renew`)."""
+        token = self._other_than(refused, key)
+        if token is None and (flight := self._under_way(key)) is not None:
+            # It may have started before the refusal, and bring the very token that was refused.
+            landed = await _landing(flight)
+            token = landed if differ(landed, refused) else self._other_than(refused, key)
+        if token is not None:
+            return token
+        held = self._held.get(key)
+        if held is not None and self._under_way(key) is None and not held.may_renew():
+            return held.token
+        return await _landing(self._flight(key, fetch, refused=refused))
+
+    async def forget(self, key: Hashable) -> None:
+        """Drop what is kept under `key`, and what a flight under way is about to bring."""
+        if (flight := self._under_way(key)) is not None:
+            await asyncio.wait([flight])
+        self._held.pop(key, None)
+        self._not_linked.pop(key, None)
+
+    async def aclose(self) -> None:
+        """Cancel all flights and drop all tokens; whoever waits is told that the source is unavailable."""
+        flights = [flight for key in tuple(self._flights) if (flight := self._under_way(key)) is not None]
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+        self._held.clear()
+        self._not_linked.clear()
+
+    def _other_than(self, refused: Token, key: Hashable) -> Token | None:
+        held = self._held.get(key)
+        return held.token if held is not None and time() < held.until and differ(held.token, refused) else None
+
+    def _under_way(self, key: Hashable) -> asyncio.Task[Token | IdPError] | None:
+        flight = self._flights.get(key)
+        # An app under test may see several loops; a flight of another one lands for nobody here.
+        if flight is None or flight.done() or flight.get_loop() is not asyncio.get_running_loop():
+            return None
+        return flight
+
+    def _flight(
+        self, key: Hashable, fetch: Fetch, *, held: Token | None = None, refused: Token | None = None
+    ) -> asyncio.Task[Token | IdPError]:
+        flight = self._under_way(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.create_task(self._fly(key, fetch, held, refused))
+            flight.add_done_callback(partial(self._landed, key))
+        return flight
+
+    def _landed(self, key: Hashable, flight: asyncio.Task[Token | IdPError]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    async def _fly(self, key: Hashable, fetch: Fetch, held: Token | None, refused: Token | None) -> Token | IdPError:
+        """Failures are returned: a task's exception is one object for all who wait, or "never retrieved" if none do."""
+        try:
+            token, asked_at = await fetch(held, refused)
+        except IdentityNotLinked as exc:
+            self._held.pop(key, None)
+            self._put(self._not_linked, key, (time() + NOT_LINKED_FOR, _twin(exc)))
+            return exc
+        except IdPError as exc:
+            if (old := self._held.get(key)) is not None:
+                old.failed(exc)
+            return exc
+        entry = _Held(token, asked_at)
+        if (old := self._held.get(key)) is not None:
+            entry.renewals, entry.renewed_at = old.renewals, old.renewed_at
+        self._put(self._held, key, entry)
+        self._not_linked.pop(key, None)
+        return token
+
+    def _put(self, store: OrderedDict[Hashable, Any], key: Hashable, value: object) -> None:
+        store[key] = value
+        store.move_to_end(key)
+        if len(store) > self._max_entries:
+            store.popitem(last=False)
+
+
+class _Held:
+    """A token and how long it serves."""
+
+    __slots__ = ("failures", "refresh_at", "renewals", "renewed_at", "token", "until")
+
+    def __init__(self, token: Token, asked_at: float) -> None:
+        life = MAX_AGE if token.expires_at is None else token.expires_at - asked_at
+        self.token = token
+        # In proportion where a token lives shortly, or it would never serve twice.
+        self.until = asked_at + life - min(CLOCK_SKEW, life / 10)
+        self.refresh_at = self.until - min(REFRESH_BEFORE, life / 5)
+        self.failures = 0
+        self.renewals = float(RENEWALS)
+        self.renewed_at = 0.0
+
+    def failed(self, error: IdPError) -> None:
+        """Keep serving, and put the next attempt off."""
+        first, longest = RETRY_REFRESH
+        wait = max(min(first * 2**self.failures, longest), getattr(error, "retry_after", None) or 0.0)
+        self.failures += 1
+        self.refresh_at = min(self.until, time() + wait)
+        log.warning("no new token yet, next try in %.0f s: %s", wait, error)
+
+    def may_renew(self) -> bool:
+        now = time()
+        self.renewals = min(RENEWALS, self.renewals + max(0.0, now - self.renewed_at) / RENEWAL_EVERY)
+        self.renewed_at = now
+        if self.renewals < 1:
+            return False
+        self.renewals -= 1
+        return True
+
+
+async def _landing(flight: asyncio.Task[Token | IdPError]) -> Token:
+    try:
+        outcome = await asyncio.shield(flight)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if flight.cancelled() and task is not None and not task.cancelling():
+            raise TokenSourceUnavailable("shutting down") from None
+        raise
+    if isinstance(outcome, Token):
+        return outcome
+    raise _twin(outcome) from outcome.__cause__
+
+
+def _twin(error: IdPError) -> IdPError:
+    """One for each who waits: an exception that is raised many times collects everybody's frames."""
+    try:
+        return copy.copy(error)
+    except TypeError:  # somebody's own subclass, with a constructor of its own
+        return error.with_traceback(None)
+
+
+def differ(one: Token, other: Token) -> bool:
+    """Whether two tokens have different values, told in constant time."""
+    return not compare_digest(one.value.encode("utf-8", "replace"), other.value.encode("utf-8", "replace"))
