@@ -47,7 +47,7 @@ class TokenCache:
         ConfigurationError: no usable keys.
     """
 
-    def __init__(self, backend: BaseCache, *, encryption_keys: Sequence[str | bytes] = ()) -> None:
+    def __init__(self, backend: BaseCache, *, encryption_keys: Sequence[str] | Sequence[bytes] = ()) -> None:
         if not isinstance(backend, BaseCache):
             raise ConfigurationError(f"must be an aiocache backend, not {type(backend).__name__}", key="cache")
         if not encryption_keys and not isinstance(backend, SimpleMemoryCache):
@@ -59,7 +59,7 @@ class TokenCache:
         self._log_again_at = 0.0
 
     @classmethod
-    def from_url(cls, url: str, *, encryption_keys: Sequence[str | bytes]) -> TokenCache:
+    def from_url(cls, url: str, *, encryption_keys: Sequence[str] | Sequence[bytes]) -> TokenCache:
         """A cache in Redis: `redis://[[user]:password@]host[:port][/db]`, or `rediss://` for TLS.
 
         Needs the extra `redis`. Closed by `aclose`, where a backend passed to the constructor is its owner's to close.
@@ -175,7 +175,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _fernet(keys: Sequence[str | bytes]) -> MultiFernet:
+def _fernet(keys: Sequence[str] | Sequence[bytes]) -> MultiFernet:
     if isinstance(keys, (str, bytes)):
         raise ConfigurationError("must be a list of keys", key="encryption_keys")
     try:

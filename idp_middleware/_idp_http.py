@@ -13,15 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 
 from idp_middleware._types import Timeout
-from idp_middleware.errors import TokenSourceFailed, TokenSourceTimeout, TokenSourceUnavailable
+from idp_middleware.errors import ConfigurationError, TokenSourceFailed, TokenSourceTimeout, TokenSourceUnavailable
 
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read; a profile or a key set is a few kilobytes."""
+
+Transport: TypeAlias = httpx.AsyncBaseTransport
+"""What may replace the network; named here so that whoever passes one on need not import httpx."""
 
 DEFAULT_TIMEOUT = Timeout(connect=5.0, read=10.0, write=10.0, pool=10.0)
 
@@ -76,6 +79,8 @@ class IdPClient:
         transport: httpx.AsyncBaseTransport | None = None,
         timeout: Timeout = DEFAULT_TIMEOUT,
     ) -> None:
+        if min(timeout.connect, timeout.read, timeout.write, timeout.pool) <= 0:
+            raise ConfigurationError("must be more than 0 seconds", key="timeout")
         self._transport = transport
         self._timeout = httpx.Timeout(
             connect=timeout.connect, read=timeout.read, write=timeout.write, pool=timeout.pool

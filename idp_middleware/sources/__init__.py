@@ -1,0 +1,11 @@
+"""Where tokens come from: one class for each way, each a `TokenSource`.
+
+To add one: a module with one class, a line here, a test beside the others. `TokenEngine` says which two optional
+members (`identity`, `cache_key`) tell it what an answer depends on; a source keeps no tokens of callers itself.
+"""
+
+from idp_middleware.sources.auth0 import Auth0Management
+from idp_middleware.sources.client_credentials import ClientCredentials
+from idp_middleware.sources.static import PassThrough, Static
+
+__all__ = ["Auth0Management", "ClientCredentials", "PassThrough", "Static"]

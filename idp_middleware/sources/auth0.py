@@ -1,0 +1,199 @@
+"""Provider tokens that Auth0 keeps in the user's profile: "Call an Identity Provider API" in its documentation.
+
+Knows Auth0's Management API. Keeps the app's own token for that API, and nothing of any user.
+"""
+
+from __future__ import annotations
+
+import re
+from time import time
+from typing import Any
+from urllib.parse import quote
+
+from idp_middleware._idp_http import DEFAULT_TIMEOUT, Answer, Transport
+from idp_middleware._routes import ProxyRoute, parse_base_url
+from idp_middleware._tokens import Obtained, TokenKeeper
+from idp_middleware._types import Caller, Timeout, Token, _HoldsSecret
+from idp_middleware.errors import (
+    ConfigurationError,
+    IdentityAmbiguous,
+    IdentityNotLinked,
+    TokenSourceFailed,
+    TokenSourceUnavailable,
+)
+from idp_middleware.sources._patient import PatientClient
+from idp_middleware.sources._token_endpoint import bearer_token, request_grant
+from idp_middleware.sources.client_credentials import required
+
+
+class Auth0Management(_HoldsSecret):
+    """The token of the caller's identity for the route's connection, looked up with the Management API.
+
+    A caller's `subject` is the Auth0 user id, so the authenticator must be the same tenant's. The machine-to-machine
+    application needs the Management API's scopes `read:users` and `read:user_idp_tokens`. Connections that use Auth0's
+    Token Vault keep no tokens in the profile. Auth0 does not renew what it keeps: once the provider's token has
+    expired, the user has to log in again.
+
+    Args:
+        domain: the tenant, such as `acme.eu.auth0.com`.
+        base_url: instead of `domain`, for tests and private clouds.
+        client_id: of the machine-to-machine application.
+        client_secret: its password.
+        management_audience: the Management API's identifier; default `{base_url}/api/v2/`. With a custom domain it is
+            still the tenant's own: `https://acme.eu.auth0.com/api/v2/`.
+        allow_insecure: permit `http://` to a host that is not loopback.
+        transport: replaces the network.
+        timeout: bounds on waiting for Auth0; `pool` is the wait for a turn, as ten requests go to the tenant at a time.
+
+    Raises:
+        ConfigurationError: naming the argument at fault.
+    """
+
+    needs_connection = True
+
+    def __init__(
+        self,
+        *,
+        domain: str | None = None,
+        base_url: str | None = None,
+        client_id: str,
+        client_secret: str,
+        management_audience: str | None = None,
+        allow_insecure: bool = False,
+        transport: Transport | None = None,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+    ) -> None:
+        self._base_url = _base_url(domain, base_url, allow_insecure)
+        self._fields = {
+            "grant_type": "client_credentials",
+            "client_id": required("client_id", client_id),
+            "client_secret": required("client_secret", client_secret),
+            "audience": management_audience or f"{self._base_url}/api/v2/",
+        }
+        # One client for both endpoints: a tenant that limits our rate does so for all we ask.
+        self._client = PatientClient(transport=transport, timeout=timeout)
+        self._management = TokenKeeper()
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What the tokens depend on, the secret aside."""
+        return ("auth0-management", self._base_url, self._fields["client_id"], self._fields["audience"])
+
+    def cache_key(self, caller: Caller, route: ProxyRoute) -> tuple[str | None, ...]:  # noqa: ARG002
+        """The same tokens for a user whatever scopes the caller's own token has."""
+        return (caller.issuer, caller.subject, caller.account)
+
+    async def token(self, caller: Caller, route: ProxyRoute, *, refused: Token | None = None) -> Token:  # noqa: ARG002
+        """The user's token as Auth0 has it now; its expiry is unknown.
+
+        Raises:
+            IdentityNotLinked: no identity of this connection, none with the id in `caller.account`, or no such user.
+            IdentityAmbiguous: several, and `caller.account` names none.
+            TokenSourceUnavailable, TokenSourceTimeout, TokenSourceFailed: Auth0 gave no answer, or not a usable one.
+        """
+        segment = _segment(caller.subject)
+        if segment is None:
+            raise IdentityNotLinked("the subject is no Auth0 user id", connection=route.connection)
+        identities = _identities(await self._look_up(segment), route.connection)
+        identity = _the_one(identities, caller.account, route.connection)
+        value = identity.get("access_token")
+        if value is None:
+            raise TokenSourceFailed(
+                "Auth0 gave the identity without an access_token: the application lacks the Management API's scope "
+                "read:user_idp_tokens, or the connection uses Token Vault, which keeps tokens elsewhere"
+            )
+        if not isinstance(value, str) or not re.fullmatch("[!-~]+", value):
+            raise TokenSourceFailed("Auth0 gave an access_token that can't stand in a header")
+        # `expires_in` is left alone: it counts from an issue time that is not in the profile.
+        return Token(value)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._management.aclose()
+        await self._client.aclose()
+
+    def __repr__(self) -> str:
+        return f"Auth0Management(base_url={self._base_url!r}, client_id={self._fields['client_id']!r})"
+
+    async def _look_up(self, segment: str) -> Answer:
+        url = f"{self._base_url}/api/v2/users/{segment}?fields=identities&include_fields=true"
+        management = await self._management.token(None, self._grant)
+        answer = await self._get(url, management)
+        if answer.status == 401:
+            # Withdrawn before its time: the client's secret was rotated, its grant renewed.
+            management = await self._management.renew(None, self._grant, management)
+            answer = await self._get(url, management)
+        return answer
+
+    async def _get(self, url: str, management: Token) -> Answer:
+        return await self._client.request("GET", url, headers={"authorization": f"Bearer {management.value}"})
+
+    async def _grant(self, held: Token | None, refused: Token | None) -> Obtained:  # noqa: ARG002
+        # Auth0 documents JSON here.
+        asked_at = time()
+        answer = await request_grant(self._client, f"{self._base_url}/oauth/token", self._fields, as_json=True)
+        return bearer_token(answer, asked_at), asked_at
+
+
+def _base_url(domain: str | None, base_url: str | None, allow_insecure: bool) -> str:
+    if (domain is None) == (base_url is None):
+        raise ConfigurationError("give either domain or base_url", key="domain" if base_url is None else "base_url")
+    if base_url is None:
+        if not isinstance(domain, str) or not re.fullmatch("[A-Za-z0-9.-]+", domain):
+            raise ConfigurationError("must be a host name, such as acme.eu.auth0.com", key="domain")
+        return f"https://{domain.lower()}"
+    _, _, query = parse_base_url(base_url, "base_url", allow_insecure=allow_insecure)
+    if query:
+        raise ConfigurationError("must not have a query", key="base_url")
+    return base_url.rstrip("/")
+
+
+def _segment(subject: str) -> str | None:
+    """The user id as a segment of a path, where `auth0|123` may not stand as it is; None for what can't be one."""
+    try:
+        segment = quote(subject, safe="")
+    except UnicodeEncodeError:
+        return None
+    # These would lead to another path, and no encoding prevents that (RFC 3986 section 6.2.2.3).
+    return None if segment in ("", ".", "..") else segment
+
+
+def _identities(answer: Answer, connection: str | None) -> list[dict[str, Any]]:
+    """The identities of a connection, in Auth0's answer to a user look-up."""
+    status = answer.status
+    if status >= 500:
+        raise TokenSourceUnavailable(f"Auth0 user look-up: status {status}", retry_after=answer.retry_after())
+    body = answer.json()
+    if status == 200:
+        identities = body.get("identities")
+        if not isinstance(identities, list) or not all(isinstance(identity, dict) for identity in identities):
+            raise TokenSourceFailed("Auth0 user look-up: no list of identities")
+        return [identity for identity in identities if identity.get("connection") == connection]
+    code = body.get("errorCode")
+    # A 404 of something else than the Management API is a wrong URL, and 400 is its word for an id of another format.
+    if (status == 404 and "statusCode" in body) or (status, code) == (400, "invalid_uri"):
+        raise IdentityNotLinked("Auth0 does not know the user", connection=connection)
+    hint = {
+        401: "; it refuses our management token, a new one too: check management_audience",
+        403: "; grant the application the Management API's scopes read:users and read:user_idp_tokens",
+    }.get(status, "")
+    said = f" ({code})" if isinstance(code, str) and re.fullmatch("[a-z_]{1,60}", code) else ""
+    raise TokenSourceFailed(f"Auth0 user look-up: status {status}{said}{hint}")
+
+
+def _the_one(identities: list[dict[str, Any]], account: str | None, connection: str | None) -> dict[str, Any]:
+    """The identity that is meant, never just the first: account linking gives several."""
+    if account is not None:
+        identities = [identity for identity in identities if _user_id(identity) == account]
+    if not identities:
+        raise IdentityNotLinked("no such identity", connection=connection)
+    if len(identities) > 1:
+        accounts = [user_id for identity in identities if (user_id := _user_id(identity))]
+        raise IdentityAmbiguous("several identities", accounts=accounts, connection=connection)
+    return identities[0]
+
+
+def _user_id(identity: dict[str, Any]) -> str:
+    """The id at the provider: a string, or a number where the provider counts (GitHub)."""
+    user_id = identity.get("user_id")
+    return str(user_id) if isinstance(user_id, (str, int)) and not isinstance(user_id, bool) else ""
