@@ -19,9 +19,10 @@ off needs `serve`, which needs the extra `idp-middleware[server]`. They are witn
 middleware, and refuse what the real systems refuse.
 """
 
-from idp_middleware.testing._double import RecordedRequest
+from idp_middleware.testing._auth0_wire import Identity
 from idp_middleware.testing._keys import SigningKey, signing_key
-from idp_middleware.testing.auth0 import Auth0, Identity
+from idp_middleware.testing._recording import RecordedRequest
+from idp_middleware.testing.auth0 import Auth0
 from idp_middleware.testing.provider import ProviderAPI
 from idp_middleware.testing.server import RunningServer, serve
 

@@ -7,70 +7,21 @@ share its mistakes.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import time
-from collections.abc import AsyncIterator, Iterable, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-KEPT = 1024 * 1024
-"""Bytes of a request body that are kept; all of it is counted and hashed."""
+from idp_middleware.testing._recording import RecordedRequest
 
 Payload: TypeAlias = bytes | str | dict[str, Any] | list[Any]
 """A body: bytes and text as they are, anything else as JSON."""
 
-
-@dataclass(slots=True, eq=False)
-class RecordedRequest:
-    """One request as it arrived, filled in while its body comes.
-
-    `path` is decoded, `target` is what stood in the request line. `headers` are raw pairs in the order they came,
-    names in lower case. `body` holds the first MiB, while `size` and `sha256` cover all that arrived; `complete`
-    tells whether the body ended. `disconnected`: the client left before it had the whole answer. `time` is in seconds
-    since the epoch.
-    """
-
-    method: str
-    path: str
-    target: bytes
-    headers: list[tuple[bytes, bytes]] = field(repr=False)
-    scheme: str = field(default="http", repr=False)
-    time: float = field(default_factory=time.time, repr=False)
-    body: bytes = field(default=b"", repr=False)
-    size: int = 0
-    complete: bool = False
-    disconnected: bool = False
-    _hash: Any = field(default_factory=hashlib.sha256, repr=False)
-
-    @property
-    def sha256(self) -> str:
-        """Hexadecimal digest of all body bytes that arrived."""
-        digest: str = self._hash.hexdigest()
-        return digest
-
-    def header(self, name: str) -> str | None:
-        """All fields of that name, joined with a comma (RFC 9110 section 5.2); None where there is none."""
-        values = [value for key, value in self.headers if key == name.lower().encode()]
-        return b", ".join(values).decode("latin-1") if values else None
-
-    @property
-    def bearer(self) -> str | None:
-        """The token of `Authorization: Bearer …`; None where there is none, or more than one such field."""
-        scheme, _, token = (self.header("authorization") or "").partition(" ")
-        return token if scheme.lower() == "bearer" and token and "," not in token else None
-
-    def json(self) -> Any:
-        """The body as JSON. Raises `ValueError` where it is none."""
-        return json.loads(self.body)
-
-    def _feed(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        self._hash.update(chunk)
-        if len(self.body) < KEPT:
-            self.body += chunk[: KEPT - len(self.body)]
+Fields: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
+"""Header fields; pairs, where a name comes more than once."""
 
 
 @dataclass(slots=True)
@@ -78,24 +29,27 @@ class Answer:
     """A response; a streamed body that ends before its announced length breaks the connection off."""
 
     status: int
-    body: Payload | AsyncIterator[bytes] = b""
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: Payload | AsyncGenerator[bytes, None] = b""
+    headers: Fields = ()
 
 
 @dataclass(slots=True)
 class _Rule:
+    """What happens to requests under a prefix; without an `answer` they go on, after the delay, as usual."""
+
     prefix: str
     times: int | None
     delay: float = 0.0
-    status: int | None = None
-    """None: the request goes on to the ordinary answer."""
-    body: Payload = b""
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    answer: Answer | None = None
     cut: bool = False
 
 
 class Double:
-    """An ASGI app that records what it is asked. Subclasses say what they answer."""
+    """An ASGI app that records what it is asked. Subclasses say what they answer.
+
+    `requests` has every request in the order of arrival, from the moment its head arrived. May be set up and asked
+    from other threads than the one that serves it.
+    """
 
     def __init__(self) -> None:
         self.requests: list[RecordedRequest] = []
@@ -107,14 +61,41 @@ class Double:
         return self.requests[-1]
 
     def count(self, path_prefix: str = "/", *, method: str | None = None) -> int:
-        """How many requests came, those that a fault answered included."""
-        return sum(
-            1 for r in self.requests if r.path.startswith(path_prefix) and (method is None or r.method == method)
-        )
+        """How many requests came under a path, those that a fault answered included."""
+        return sum(_under(path_prefix, request) and method in (None, request.method) for request in self.requests)
 
     def clear(self) -> None:
         """Forget the recorded requests."""
         self.requests.clear()
+
+    def respond(
+        self,
+        path_prefix: str,
+        *,
+        status: int = 200,
+        headers: Fields = (),
+        body: Payload = b"",
+        times: int | None = None,
+    ) -> None:
+        """Answer with this instead, whoever asks: the next `times` requests or all of them.
+
+        Where several of these fit a request, the one set first goes first. `path_prefix` may be written decoded or as
+        it stands in the request line.
+        """
+        fields = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+        self._rules.append(_Rule(path_prefix, times, answer=Answer(status, body, fields)))
+
+    def stall(self, path_prefix: str, seconds: float, *, times: int | None = None) -> None:
+        """Wait before answering as usual, or as the next rule says."""
+        self._rules.append(_Rule(path_prefix, times, delay=seconds))
+
+    def drop(self, path_prefix: str, *, times: int | None = None) -> None:
+        """Break the connection off within the answer's body. Needs a real server."""
+        self._rules.append(_Rule(path_prefix, times, cut=True))
+
+    def reset_faults(self) -> None:
+        """Answer as usual again."""
+        self._rules.clear()
 
     def answer(self, request: RecordedRequest) -> Answer:
         """The ordinary answer to a request whose body has arrived."""
@@ -135,81 +116,84 @@ class Double:
             if message["type"] == "http.disconnect":
                 request.disconnected = True
                 return
-            request._feed(message.get("body", b""))
+            request.feed(message.get("body", b""))
             request.complete = not message.get("more_body", False)
-        await _unless_disconnected(request, receive, self._respond(request, send))
+        await _unless_client_leaves(request, receive, self._respond(request, send))
 
     async def _respond(self, request: RecordedRequest, send: Send) -> None:
-        answer = await self._scripted(request)
-        await _send(send, answer or self.answer(request))
+        await _send(request, await self._scripted(request) or self.answer(request), send)
 
     async def _scripted(self, request: RecordedRequest) -> Answer | None:
-        raw_path = request.target.partition(b"?")[0].decode("latin-1")
-        for rule in self._rules:
-            if rule.times == 0 or not (request.path.startswith(rule.prefix) or raw_path.startswith(rule.prefix)):
+        for rule in list(self._rules):
+            if rule.times == 0 or not _under(rule.prefix, request):
                 continue
             if rule.times is not None:
                 rule.times -= 1
             await asyncio.sleep(rule.delay)
             if rule.cut:
-                return Answer(200, _nothing(), [(b"content-length", b"1000")])
-            if rule.status is not None:
-                return Answer(rule.status, rule.body, list(rule.headers))
+                return Answer(200, stream(), [("content-length", "1000")])
+            if rule.answer is not None:
+                return rule.answer
         return None
 
 
-def raw_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    """Header fields in the form of ASGI."""
-    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+async def stream(*chunks: bytes) -> AsyncGenerator[bytes, None]:
+    """A body of these chunks."""
+    for chunk in chunks:
+        yield chunk
 
 
-async def _nothing() -> AsyncIterator[bytes]:
-    return
-    yield
+def _under(prefix: str, request: RecordedRequest) -> bool:
+    return request.path.startswith(prefix) or request.raw_path.startswith(prefix)
 
 
-async def _send(send: Send, answer: Answer) -> None:
-    headers = list(answer.headers)
-    names = {name for name, _ in headers}
+async def _send(request: RecordedRequest, answer: Answer, send: Send) -> None:
+    fields = answer.headers.items() if isinstance(answer.headers, Mapping) else answer.headers
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
+    names = dict(headers)
     body = answer.body
-    if isinstance(body, AsyncIterator):
-        announced = next((int(value) for name, value in headers if name == b"content-length"), None)
+    if isinstance(body, AsyncGenerator):
         await send(_start(answer.status, headers))
         sent = 0
-        async for chunk in body:
-            sent += len(chunk)
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        if announced is None or sent == announced:
-            await send({"type": "http.response.body", "body": b""})
-        return
-    if not isinstance(body, bytes | str):
-        body = json.dumps(body)
-        if b"content-type" not in names:
-            headers.append((b"content-type", b"application/json; charset=utf-8"))
-    content = body.encode() if isinstance(body, str) else body
-    if b"content-length" not in names and answer.status not in (204, 304):
-        headers.append((b"content-length", b"%d" % len(content)))
-    await send(_start(answer.status, headers))
+        async with aclosing(body):
+            async for chunk in body:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                sent += len(chunk)
+        if int(names.get(b"content-length", sent)) > sent:
+            return
+        content = b""
+    else:
+        if not isinstance(body, bytes | str):
+            body = json.dumps(body)
+            if b"content-type" not in names:
+                headers.append((b"content-type", b"application/json; charset=utf-8"))
+        content = body.encode() if isinstance(body, str) else body
+        if b"content-length" not in names and answer.status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(content)))
+        await send(_start(answer.status, headers))
+    request.answered = True
     await send({"type": "http.response.body", "body": content})
 
 
-def _start(status: int, headers: list[tuple[bytes, bytes]]) -> MutableMapping[str, Any]:
+def _start(status: int, headers: list[tuple[bytes, bytes]]) -> Message:
     return {"type": "http.response.start", "status": status, "headers": headers}
 
 
-async def _unless_disconnected(request: RecordedRequest, receive: Receive, work: Any) -> None:
-    answering = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(receive())
+async def _unless_client_leaves(
+    request: RecordedRequest, receive: Receive, answering: Coroutine[Any, Any, None]
+) -> None:
+    work, leaving = asyncio.ensure_future(answering), asyncio.ensure_future(receive())
     try:
-        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if answering.done():
-            answering.result()
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        # A server says "disconnected" after a whole answer, too.
+        if work.done() or request.answered:
+            await work
         else:
             request.disconnected = True
     finally:
-        answering.cancel()
+        work.cancel()
         leaving.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
+        await asyncio.gather(work, leaving, return_exceptions=True)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""A recording provider API, in the manner of GitHub's, with the awkward endpoints that a proxy must get right.
+"""A recording provider API in the manner of GitHub's, with the awkward answers that a proxy must get right.
 
 Knows which tokens it takes and whose they are. Knows nothing of the middleware.
 """
@@ -6,16 +6,17 @@ Knows which tokens it takes and whose they are. Knows nothing of the middleware.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import parse_qsl
 
-from idp_middleware.testing._double import Answer, Double, Payload, RecordedRequest, _Rule, raw_headers
+from idp_middleware.testing._double import Answer, Double
+from idp_middleware.testing._recording import RecordedRequest
 
 BLOCK = bytes(range(256)) * 256
 """What `/bytes` and `/chunked` send again and again: 64 KiB, one object however much is streamed."""
 
-_DOCS = "https://docs.github.com/rest"
+_BINARY = ("Content-Type", "application/octet-stream")
 
 
 class ProviderAPI(Double):
@@ -24,18 +25,18 @@ class ProviderAPI(Double):
     | endpoint | answers |
     |---|---|
     | `GET /user` | the owner of the token |
-    | `GET /user/repos` | two pages, linked by a `Link` field with absolute URLs |
+    | `GET /user/repos` | two pages, tied together by a `Link` field with absolute URLs |
     | any `/echo/…` | JSON of what arrived: method, target, headers, size and sha256 of the body |
-    | `PUT`, `POST /upload` | JSON: size and sha256 of the body |
+    | `PUT` or `POST /upload` | JSON: size and sha256 of the body |
     | `GET /bytes/{n}`, `/chunked/{n}` | n bytes, with Content-Length or chunked |
     | `GET /slow?chunks=5&delay=0.2` | a stream with gaps of `delay` seconds |
     | `GET /events?chunks=5&delay=0.2` | the same as server-sent events |
     | any `/status/{code}` | that status |
     | `GET /set-cookie` | two cookies |
     | `GET /redirect?to=…` | 302 to there |
-    | `GET /die?after=N` | breaks off after N bytes of more; needs a real server |
+    | `GET /die?after=10` | breaks off after so many bytes of a longer body; needs a real server |
 
-    Every token passes until one is registered with `accept`.
+    Every request passes until a token is registered with `accept`; then only registered ones do.
     """
 
     def __init__(self) -> None:
@@ -45,10 +46,10 @@ class ProviderAPI(Double):
         self._open = True
 
     def accept(self, token: str, login: str = "alice") -> None:
-        """Take this token, as that of `login`; from now on, all others are refused."""
-        self._open = False
+        """Take this token, as that of `login`; from now on, all that are not registered are refused."""
         self._owners[token] = login
         self._revoked.discard(token)
+        self._open = False
 
     def revoke(self, token: str) -> None:
         """Refuse this token from now on."""
@@ -59,69 +60,51 @@ class ProviderAPI(Double):
         """The bearer tokens that came, each once, in the order of their first use."""
         return list(dict.fromkeys(request.bearer for request in self.requests if request.bearer))
 
-    def respond(
-        self,
-        path_prefix: str,
-        *,
-        status: int = 200,
-        headers: Iterable[tuple[str, str]] = (),
-        body: Payload = b"",
-        times: int | None = None,
-    ) -> None:
-        """Answer with this instead, whatever the token: the next `times` requests or all of them."""
-        self._rules.append(_Rule(path_prefix, times, status=status, body=body, headers=raw_headers(headers)))
-
-    def reset_responses(self) -> None:
-        """Answer as usual again."""
-        self._rules.clear()
-
     def answer(self, request: RecordedRequest) -> Answer:
         if request.bearer in self._revoked or not (self._open or request.bearer in self._owners):
-            known = request.header("authorization") is not None
-            return _error(401, "Bad credentials" if known else "Requires authentication")
-        query = dict(parse_qsl(request.target.partition(b"?")[2].decode("latin-1"), keep_blank_values=True))
+            sent = request.header("authorization") is not None
+            return _error(401, "Bad credentials" if sent else "Requires authentication")
         try:
-            return self._endpoint(request, query) or _error(404, "Not Found")
+            return self._endpoint(request, dict(parse_qsl(request.query))) or _error(404, "Not Found")
         except ValueError:
             return _error(422, "Validation Failed")
 
     def _endpoint(self, request: RecordedRequest, query: dict[str, str]) -> Answer | None:
-        parts = request.path.split("/")[1:]
-        if parts[0] == "echo":
-            return Answer(200, _seen(request))
-        if parts[0] == "status" and len(parts) == 2:
-            return _status(int(parts[1]))
-        if parts == ["upload"] and request.method in ("PUT", "POST"):
-            return Answer(200, {"size": request.size, "sha256": request.sha256})
-        if request.method not in ("GET", "HEAD"):
-            return None
-        match parts:
+        match request.method, request.path.split("/")[1:]:
+            case _, ["echo", *_]:
+                return Answer(200, _seen(request))
+            case _, ["status", code]:
+                return _status(int(code))
+            case (("PUT" | "POST"), ["upload"]):
+                return Answer(200, {"size": request.size, "sha256": request.sha256})
+            case (("GET" | "HEAD"), path):
+                return self._page(request, path, query)
+        return None
+
+    def _page(self, request: RecordedRequest, path: list[str], query: dict[str, str]) -> Answer | None:
+        match path:
             case ["user"]:
-                login = self._owners.get(request.bearer or "", "anyone")
-                return Answer(200, {"login": login, "type": "User"})
+                return Answer(200, {"login": self._owners.get(request.bearer or "", "anyone"), "type": "User"})
             case ["user", "repos"]:
                 return _repositories(f"{request.scheme}://{request.header('host')}", int(query.get("page", "1")))
             case ["bytes", n]:
-                return Answer(200, _blocks(int(n)), [*_BINARY, (b"content-length", b"%d" % int(n))])
+                return Answer(200, _blocks(_size(n)), [_BINARY, ("Content-Length", n)])
             case ["chunked", n]:
-                return Answer(200, _blocks(int(n)), list(_BINARY))
+                return Answer(200, _blocks(_size(n)), [_BINARY])
             case ["slow"]:
-                return Answer(200, _gaps(query, "chunk {}\n"), raw_headers([("content-type", "text/plain")]))
+                return Answer(200, _gaps(query, "chunk {}\n"), {"Content-Type": "text/plain"})
             case ["events"]:
-                fields = [("content-type", "text/event-stream"), ("cache-control", "no-cache")]
-                return Answer(200, _gaps(query, "id: {0}\ndata: event {0}\n\n"), raw_headers(fields))
+                headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+                return Answer(200, _gaps(query, "id: {0}\ndata: event {0}\n\n"), headers)
             case ["set-cookie"]:
                 cookies = ["session=upstream; Path=/; HttpOnly; Secure", "theme=dark; Domain=example.com; Path=/"]
-                return Answer(200, {}, raw_headers([("set-cookie", cookie) for cookie in cookies]))
+                return Answer(200, {}, [("Set-Cookie", cookie) for cookie in cookies])
             case ["redirect"]:
-                return Answer(302, b"", raw_headers([("location", query.get("to", "/user"))]))
+                return Answer(302, b"", {"Location": query.get("to", "/user")})
             case ["die"]:
-                after = int(query.get("after", "10"))
-                return Answer(200, _blocks(after), [*_BINARY, (b"content-length", b"%d" % (after + 1000))])
+                after = _size(query.get("after", "10"))
+                return Answer(200, _blocks(after), [_BINARY, ("Content-Length", str(after + 1000))])
         return None
-
-
-_BINARY = [(b"content-type", b"application/octet-stream")]
 
 
 def _seen(request: RecordedRequest) -> dict[str, Any]:
@@ -146,20 +129,27 @@ def _repositories(base: str, page: int) -> Answer:
     other, relations = (2, ("next", "last")) if page == 1 else (1, ("prev", "first"))
     link = ", ".join(f'<{base}/user/repos?page={other}>; rel="{relation}"' for relation in relations)
     body = [{"id": number, "name": f"repository-{number}"} for number in (page * 2 - 1, page * 2)]
-    return Answer(200, body, raw_headers([("link", link)]))
+    return Answer(200, body, {"Link": link})
 
 
-async def _blocks(total: int) -> AsyncIterator[bytes]:
+def _size(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(text)
+    return int(text)
+
+
+async def _blocks(total: int) -> AsyncGenerator[bytes, None]:
     for _ in range(total // len(BLOCK)):
         yield BLOCK
     if rest := total % len(BLOCK):
         yield BLOCK[:rest]
 
 
-def _gaps(query: dict[str, str], template: str) -> AsyncIterator[bytes]:
-    chunks, delay = int(query.get("chunks", "5")), float(query.get("delay", "0.2"))
+def _gaps(query: dict[str, str], template: str) -> AsyncGenerator[bytes, None]:
+    # Read before the head is sent, while a wrong number can still be an answer.
+    chunks, delay = _size(query.get("chunks", "5")), float(query.get("delay", "0.2"))
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         for number in range(chunks):
             if number:
                 await asyncio.sleep(delay)
@@ -169,4 +159,5 @@ def _gaps(query: dict[str, str], template: str) -> AsyncIterator[bytes]:
 
 
 def _error(status: int, message: str) -> Answer:
-    return Answer(status, {"message": message, "documentation_url": _DOCS, "status": str(status)})
+    documentation = "https://docs.github.com/rest"
+    return Answer(status, {"message": message, "documentation_url": documentation, "status": str(status)})

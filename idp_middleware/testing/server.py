@@ -1,67 +1,20 @@
 """Runs an ASGI app on a real uvicorn in a background thread, for tests that need a socket.
 
-Knows uvicorn, which is an extra and imported only when a server is started.
+Knows sockets and threads; what it must know of uvicorn is in `_uvicorn`, imported only when a server starts.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import uvicorn
-
-_START_TIMEOUT = 30.0
-_GRACE = 0.2
-"""Seconds that requests under way get at `stop` before their connections are cut."""
-
-
-class RunningServer:
-    """A server that accepts connections until `stop`."""
-
-    def __init__(self, app: Any, host: str, port: int, options: dict[str, Any]) -> None:
-        try:
-            import uvicorn
-        except ImportError as exc:
-            raise ImportError("serve() needs uvicorn: pip install 'idp-middleware[server]'") from exc
-        config = uvicorn.Config(app, **_LEAN | options)
-        self._socket = _listen(host, port)
-        self.host = host
-        self.port: int = self._socket.getsockname()[1]
-        scheme = "https" if config.is_ssl else "http"
-        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-        if getattr(app, "issuer", None) == "":
-            app.issuer = self.url + "/"
-        self._server = _server_class()(config)
-        self._ended: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"serve:{self.port}", daemon=True)
-        self._thread.start()
-        if not self._server.ready.wait(_START_TIMEOUT) or not self._server.accepting:
-            self.stop()
-            raise RuntimeError(f"the app did not start on {self.url}; its lifespan failed or hangs") from self._ended
-
-    def _run(self) -> None:
-        try:
-            self._server.run(sockets=[self._socket])
-        except BaseException as exc:  # SystemExit, where the app's lifespan refuses to start
-            self._ended = exc
-        finally:
-            self._socket.close()
-            self._server.ready.set()
-
-    def stop(self) -> None:
-        """Stop accepting, cut what is still open, and wait for the thread. May be called again."""
-        self._server.leave()
-        self._thread.join(10.0)
-
-    def __repr__(self) -> str:
-        return f"<RunningServer {self.url}>"
-
+_START = 30.0
+_STOP = 10.0
+"""Seconds after which a server that does not start or stop is an error."""
 
 _LEAN: dict[str, Any] = {
     "access_log": False,
@@ -70,8 +23,55 @@ _LEAN: dict[str, Any] = {
     "log_config": None,
     # The scope is to say what came over the wire, whatever X-Forwarded-For claims.
     "proxy_headers": False,
-    "timeout_graceful_shutdown": 1,
 }
+
+
+class RunningServer:
+    """A server that accepts connections until `stop`; `serve` makes them."""
+
+    def __init__(self, app: Any, host: str, port: int, options: dict[str, Any]) -> None:
+        try:
+            from idp_middleware.testing import _uvicorn
+        except ImportError as exc:
+            raise ImportError("serve() needs uvicorn: install idp-middleware[server]") from exc
+        self._server = _uvicorn.Server(app, _LEAN | options)
+        self._socket = _listen(host, port)
+        self.port: int = self._socket.getsockname()[1]
+        scheme = "https" if self._server.config.is_ssl else "http"
+        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        if getattr(app, "issuer", None) == "":
+            app.issuer = self.url + "/"
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"serve {self.url}", daemon=True)
+        self._thread.start()
+        started = self._server.ready.wait(_START)
+        if not self._server.accepting:
+            self._server.leave()
+            self._thread.join(_STOP)
+            what = "could not start, see the log" if started else f"did not start within {_START:g} s"
+            raise RuntimeError(f"the app for {self.url} {what}") from self._failure
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._socket])
+        except BaseException as exc:  # SystemExit, where the app's lifespan refuses to start
+            self._failure = exc
+        finally:
+            self._socket.close()
+            self._server.ready.set()
+
+    def stop(self) -> None:
+        """Stop accepting, cut what is still open, and wait until all of it is gone. May be called again.
+
+        Raises `RuntimeError` where the app blocks its thread and can't be stopped.
+        """
+        self._server.leave()
+        self._thread.join(_STOP)
+        if self._thread.is_alive():
+            raise RuntimeError(f"the app on {self.url} did not stop within {_STOP:g} s")
+
+    def __repr__(self) -> str:
+        return f"<RunningServer {self.url}>"
 
 
 @contextmanager
@@ -79,14 +79,15 @@ def serve(app: Any, *, host: str = "127.0.0.1", port: int = 0, **uvicorn_options
     """Serve an ASGI app on a real socket while the block runs.
 
     Port 0 takes a free one. An app with an `issuer` that is still empty, as `Auth0` has, gets the server's URL as its
-    issuer. `uvicorn_options` are those of `uvicorn.Config`.
+    issuer. `uvicorn_options` are those of `uvicorn.Config`; with `timeout_graceful_shutdown`, requests under way get
+    so many seconds at the end instead of a fifth of one.
 
     Yields what has `url` (without a slash at the end), `port` and `stop()`.
 
     Raises:
         ImportError: uvicorn, the extra `idp-middleware[server]`, is not installed.
-        OSError: the port is taken or the host is not this machine's.
-        RuntimeError: the app's lifespan failed to start.
+        OSError: the port is taken, or the host is not this machine's.
+        RuntimeError: the app's lifespan failed.
     """
     server = RunningServer(app, host, port, uvicorn_options)
     try:
@@ -97,58 +98,15 @@ def serve(app: Any, *, host: str = "127.0.0.1", port: int = 0, **uvicorn_options
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sets TCP_NODELAY on what it accepts; otherwise small writes wait 40 ms.
+    # asyncio sets TCP_NODELAY only where the protocol is named, and small writes wait 40 ms without it.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        # Two sockets may bind to one port; listening here makes a taken one the caller's error, not the thread's.
         listener.listen()
     except OSError as exc:
         listener.close()
         raise OSError(exc.errno, f"cannot listen on {host}:{port}: {exc.strerror}") from exc
     return listener
-
-
-def _server_class() -> Any:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        """uvicorn's server, told to leave by an event instead of a flag it looks at ten times a second."""
-
-        def __init__(self, config: uvicorn.Config) -> None:
-            super().__init__(config)
-            self.ready = threading.Event()
-            self.accepting = False
-            self._loop: asyncio.AbstractEventLoop | None = None
-            self._leaving: asyncio.Event | None = None
-
-        async def main_loop(self) -> None:
-            self._loop, self._leaving = asyncio.get_running_loop(), asyncio.Event()
-            self.accepting = True
-            self.ready.set()
-            counter = 0
-            while not await self.on_tick(counter):
-                counter += 1
-                try:
-                    await asyncio.wait_for(self._leaving.wait(), 0.1)
-                except TimeoutError:
-                    continue
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            cut = asyncio.get_running_loop().call_later(_GRACE, self._cut)
-            try:
-                await super().shutdown(sockets)
-            finally:
-                cut.cancel()
-
-        def _cut(self) -> None:
-            for connection in list(self.server_state.connections):
-                connection.transport.abort()
-
-        def leave(self) -> None:
-            self.should_exit = True
-            if self._loop is not None and self._leaving is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._leaving.set)
-
-    return Server
