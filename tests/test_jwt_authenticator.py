@@ -525,7 +525,7 @@ def test_it_serves_one_event_loop_after_another(auth0: Auth0) -> None:
 
 
 def test_a_hit_costs_next_to_nothing(auth0: Auth0) -> None:
-    """It is on every request's way: two microseconds, where a signature takes seventy. The bound is for slow machines."""
+    """It is on every request's way: two microseconds, where a signature takes seventy; the bound is generous."""
     authenticator = authenticator_for(auth0)
     conn = bearer(auth0.issue_token("auth0|alice", audience=API))
 
