@@ -243,6 +243,14 @@ class TestCannedAnswers:
         assert canned.headers.get_list("x-a") == ["1", "2"]
         assert usual.status_code == 401
 
+    def test_may_be_cut_short(self, api: ProviderAPI, client: httpx.Client) -> None:
+        """A length that is not kept breaks off an answer, but not one that never has a body."""
+        api.respond("/", headers={"Content-Length": "9", "Content-Type": "application/vnd.github+json"}, body={"a": 1})
+
+        assert client.head("/user").headers["content-type"] == "application/vnd.github+json"
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.get("/user")
+
     def test_come_in_the_order_they_were_set(self, api: ProviderAPI, client: httpx.Client) -> None:
         """A refusal and then an outage is a story that tests tell."""
         api.respond("/user", status=401, times=1)

@@ -75,7 +75,8 @@ def test_stops_soon_with_a_stream_open(app: Any) -> None:
         with serve(app) as running:
             request = client.build_request("GET", running.url + "/slow?chunks=1000&delay=5")
             response = client.send(request, stream=True)
-            next(response.iter_raw())
+            pieces = response.iter_raw()  # kept: with the iterator, httpx lets go of the connection
+            assert next(pieces)
             start = time.monotonic()
         assert time.monotonic() - start < 3
         response.close()
@@ -118,6 +119,12 @@ def test_an_app_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(RuntimeError, match="start"):
         serve(app, lifespan="on").__enter__()
     assert threading.active_count() == before
+
+
+def test_an_app_that_cannot_be_imported_is_an_error() -> None:
+    """uvicorn exits the process for it; a thread can't."""
+    with pytest.raises(RuntimeError, match="could not start"):
+        serve("idp_middleware.nowhere:app").__enter__()
 
 
 def test_an_app_that_blocks_its_thread_is_said_to_be_stuck(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,12 @@ Payload: TypeAlias = bytes | str | dict[str, Any] | list[Any]
 Fields: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]]
 """Header fields; pairs, where a name comes more than once."""
 
+_BODILESS = (204, 304)
+
 
 @dataclass(slots=True)
 class Answer:
-    """A response; a streamed body that ends before its announced length breaks the connection off."""
+    """A response; a body that ends before its announced length breaks the connection off."""
 
     status: int
     body: Payload | AsyncGenerator[bytes, None] = b""
@@ -79,7 +81,8 @@ class Double:
     ) -> None:
         """Answer with this instead, whoever asks: the next `times` requests or all of them.
 
-        Where several of these fit a request, the one set first goes first. `path_prefix` may be written decoded or as
+        Where several of these fit a request, the one set first goes first. A `Content-Length` larger than the body
+        breaks the connection off after it, which needs a real server. `path_prefix` may be written decoded or as
         it stands in the request line.
         """
         fields = tuple(headers.items() if isinstance(headers, Mapping) else headers)
@@ -131,16 +134,10 @@ class Double:
                 rule.times -= 1
             await asyncio.sleep(rule.delay)
             if rule.cut:
-                return Answer(200, stream(), [("content-length", "1000")])
+                return Answer(200, b"", [("content-length", "1000")])
             if rule.answer is not None:
                 return rule.answer
         return None
-
-
-async def stream(*chunks: bytes) -> AsyncGenerator[bytes, None]:
-    """A body of these chunks."""
-    for chunk in chunks:
-        yield chunk
 
 
 def _under(prefix: str, request: RecordedRequest) -> bool:
@@ -154,23 +151,25 @@ async def _send(request: RecordedRequest, answer: Answer, send: Send) -> None:
     body = answer.body
     if isinstance(body, AsyncGenerator):
         await send(_start(answer.status, headers))
-        sent = 0
+        content, sent = b"", 0
         async with aclosing(body):
             async for chunk in body:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 sent += len(chunk)
-        if int(names.get(b"content-length", sent)) > sent:
-            return
-        content = b""
     else:
         if not isinstance(body, bytes | str):
             body = json.dumps(body)
             if b"content-type" not in names:
                 headers.append((b"content-type", b"application/json; charset=utf-8"))
         content = body.encode() if isinstance(body, str) else body
-        if b"content-length" not in names and answer.status not in (204, 304):
-            headers.append((b"content-length", b"%d" % len(content)))
+        sent = len(content)
+        if b"content-length" not in names and answer.status not in _BODILESS:
+            headers.append((b"content-length", b"%d" % sent))
         await send(_start(answer.status, headers))
+    announced = int(names.get(b"content-length", sent))
+    if announced > sent and request.method != "HEAD" and answer.status not in _BODILESS:
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+        return
     request.answered = True
     await send({"type": "http.response.body", "body": content})
 

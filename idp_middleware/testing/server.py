@@ -101,7 +101,7 @@ def _listen(host: str, port: int) -> socket.socket:
     # asyncio sets TCP_NODELAY only where the protocol is named, and small writes wait 40 ms without it.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        if os.name == "posix":
+        if os.name == "posix":  # pragma: no branch
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         # Two sockets may bind to one port; listening here makes a taken one the caller's error, not the thread's.
