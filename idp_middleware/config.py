@@ -1,0 +1,109 @@
+"""`idp.toml` → the keyword arguments of `IdPMiddleware`.
+
+Here is which tables there are and what each stands for; `_config_file` reads them. Opens no connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from idp_middleware import sources
+from idp_middleware._cache import TokenCache
+from idp_middleware._config_file import ConfigFile, Table
+from idp_middleware._jwt import JWTAuthenticator
+from idp_middleware._routes import ProxyRoute, RouteMap
+from idp_middleware._types import Authenticator, TokenSource
+from idp_middleware.errors import ConfigurationError
+from idp_middleware.providers import PRESETS
+
+AUTHENTICATORS: Mapping[str, Callable[..., Authenticator]] = {
+    "jwt": JWTAuthenticator,
+}
+SOURCES: Mapping[str, Callable[..., TokenSource]] = {
+    "auth0-management": sources.Auth0Management,
+    "client-credentials": sources.ClientCredentials,
+    "pass-through": sources.PassThrough,
+    "static": sources.Static,
+}
+"""What `type` may say. A new one is a line here; its constructor's keyword arguments are the keys of its table."""
+
+logger = logging.getLogger("idp_middleware")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a file says, as objects and by the names that only the file has."""
+
+    prefix: str
+    authenticator: Authenticator
+    sources: Mapping[str, TokenSource]
+    routes: Mapping[str, ProxyRoute]
+    cache: TokenCache | None
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `IdPMiddleware`."""
+        return {
+            "prefix": self.prefix,
+            "authenticator": self.authenticator,
+            "routes": dict(self.routes),
+            "cache": self.cache,
+        }
+
+
+def load_config(path: str | os.PathLike[str] = "idp.toml") -> dict[str, Any]:
+    """The keyword arguments of `IdPMiddleware` from a file: `IdPMiddleware(app, **load_config("idp.toml"))`.
+
+    `${NAME}` inside a string is the environment variable NAME, which has to be set and not empty; `$${` is a plain
+    `${`. Secrets have to come from the environment: one that is written out is refused. Durations are seconds; sizes
+    are bytes, or strings such as "10MiB".
+
+    Raises:
+        ConfigurationError: for whatever is wrong, in one line that names the file, the table and the key.
+    """
+    return read_config(path).arguments()
+
+
+def read_config(path: str | os.PathLike[str]) -> Config:
+    """As `load_config`, for who needs more of the file than the middleware does.
+
+    A source that no route uses is a warning in the log, not an error: it can do no harm, and a route that is commented
+    out for an hour should not need its source commented out too.
+    """
+    file = ConfigFile(path)
+    top = file.top()
+    prefix = top.take("prefix", str, "/idp")
+    top.no_more("authenticator", "sources", "routes", "cache")
+    authenticator = top.table("authenticator").build_type(AUTHENTICATORS)
+    by_name = {table.key: table.build_type(SOURCES) for table in top.tables("sources")}
+    tables = top.tables("routes")
+    if not tables:
+        top.wrong('has no [routes.NAME], such as [routes.github] with provider = "github"')
+    unused = dict.fromkeys(by_name)
+    routes = {table.key: _route(table, by_name, unused) for table in tables}
+    for name in unused:
+        logger.warning("%s", ConfigurationError("no route uses it", file=file.path, table=f"sources.{name}"))
+    cache = _cache(top.table("cache")) if "cache" in top else None
+    with file.locating(None):
+        RouteMap(routes, prefix)
+    return Config(prefix, authenticator, by_name, routes, cache)
+
+
+def _cache(table: Table) -> TokenCache | None:
+    # With every key commented out it says what having no such table says: in process.
+    return table.build(TokenCache.from_url) if table else None
+
+
+def _route(table: Table, by_name: Mapping[str, TokenSource], unused: dict[str, None]) -> ProxyRoute:
+    source = table.choose("source", by_name, "[sources.NAME] table")
+    unused.pop(source, None)
+    factory: Callable[..., ProxyRoute] = ProxyRoute
+    if "provider" in table:
+        factory = PRESETS[table.choose("provider", PRESETS, "provider")]
+    elif "upstream" not in table:
+        table.wrong('needs provider = "NAME" (a preset) or upstream = "https://HOST"')
+    route: ProxyRoute = table.build(factory, token_source=by_name[source], name=table.key)
+    return route
