@@ -1,0 +1,133 @@
+"""`idp-middleware check`: reach everything that a configuration names, with what the middleware itself would use.
+
+Knows what each kind of authenticator and token source needs to be able to work: one function for each, in the tables
+at the end; a kind without one has nothing to reach. A finding holds no secret, since no error of ours does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from time import time
+from typing import Any
+from uuid import uuid4
+
+from idp_middleware._cache import TokenCache
+from idp_middleware._jwt import JWTAuthenticator
+from idp_middleware._middleware import IdPMiddleware
+from idp_middleware._routes import ProxyRoute
+from idp_middleware._types import Caller, Token
+from idp_middleware._upstream import Upstream
+from idp_middleware.config import Config
+from idp_middleware.errors import IdPError
+from idp_middleware.sources import Auth0Management, ClientCredentials
+
+_LONGEST = 60.0
+"""Seconds for each thing to reach, whatever its own time-outs add up to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    ok: bool
+    what: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{'ok' if self.ok else 'FAIL':<6}{self.what:<24}{self.detail}"
+
+
+class _Wrong(Exception):
+    """Reached, but it would not work; says why."""
+
+
+async def check(config: Config) -> list[Finding]:
+    """Reach the issuer, each source, each upstream and the cache, all at once; one finding for each, in that order."""
+    middleware = IdPMiddleware(**config.arguments())
+    try:
+        return await asyncio.gather(
+            _probe("authenticator", config.authenticator),
+            *(_probe(f"source {name}", source) for name, source in config.sources.items()),
+            *(
+                _finding(f"route {name}", _upstream(middleware._upstream, route))
+                for name, route in config.routes.items()
+            ),
+            *([_finding("cache", _cache(config.cache))] if config.cache else ()),
+        )
+    finally:
+        await middleware.aclose()
+        for source in config.sources.values():
+            # Those that no route uses are not the middleware's.
+            if (aclose := getattr(source, "aclose", None)) is not None:
+                await aclose()
+
+
+async def _probe(what: str, part: object) -> Finding:
+    probe = _PROBES.get(type(part))
+    return await _finding(what, probe(part)) if probe else Finding(True, what, "nothing to reach")
+
+
+async def _finding(what: str, probe: Awaitable[str]) -> Finding:
+    try:
+        async with asyncio.timeout(_LONGEST):
+            return Finding(True, what, await probe)
+    except _Wrong as exc:
+        return Finding(False, what, str(exc))
+    except IdPError as exc:
+        return Finding(False, what, f"{exc.name}: {exc}")
+    except TimeoutError:
+        return Finding(False, what, f"no end within {_LONGEST:.0f} seconds")
+
+
+async def _issuer(authenticator: JWTAuthenticator) -> str:
+    found = {
+        algorithm: len(await authenticator._keys.find(None, algorithm))
+        for algorithm in sorted(authenticator._policy.algorithms)
+    }
+    if not any(found.values()):
+        raise _Wrong(f"the issuer's key set has no key for {', '.join(found)}")
+    return f"{authenticator._policy.issuer} has keys: " + ", ".join(f"{n} for {name}" for name, n in found.items())
+
+
+async def _auth0_management(source: Auth0Management) -> str:
+    token = await source._management.token(None, source._grant)
+    if missing := {"read:users", "read:user_idp_tokens"} - token.scopes:
+        raise _Wrong(f"gives a management token, but not for {', '.join(sorted(missing))}: grant it to the application")
+    return "gives a management token for read:users and read:user_idp_tokens"
+
+
+async def _client_credentials(source: ClientCredentials) -> str:
+    # Any route would do: this source looks at neither caller nor route.
+    await source.token(_NOBODY, ProxyRoute("https://localhost", token_source=source))
+    return "gives a token"
+
+
+async def _upstream(upstream: Upstream, route: ProxyRoute) -> str:
+    """Any answer counts: without a token, most can only refuse."""
+    response = await upstream.send(
+        route.origin, b"HEAD", route.target(b"", b""), list(route.fallback_headers), None, route.timeout
+    )
+    await response.aclose()
+    return f"{route.upstream} answers ({response.status})"
+
+
+async def _cache(cache: TokenCache) -> str:
+    """By what it does: a cache never raises, since the middleware can do without."""
+    key, written = ("idp-middleware check",), Token(uuid4().hex)
+    await cache.set(key, written, time(), ttl=10.0)
+    read = await cache.get(key)
+    await cache.delete(key)
+    if read is None or read[0].value != written.value:
+        raise _Wrong("does not give back what was put in")
+    return "gives back what was put in"
+
+
+_NOBODY = Caller("idp-middleware check")
+
+_PROBES: Mapping[type, Callable[[Any], Awaitable[str]]] = {
+    JWTAuthenticator: _issuer,
+    Auth0Management: _auth0_management,
+    ClientCredentials: _client_credentials,
+}

@@ -1,0 +1,158 @@
+"""The command line: `idp-middleware serve | check | demo`.
+
+Knows arguments, exit statuses and how a failure is said; what a command does is in the module it calls, imported only
+then, so that an extra is asked for only by the command that needs it.
+
+    0  done      1  something failed      2  the arguments or the configuration are wrong      130  interrupted
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from idp_middleware._version import __version__
+from idp_middleware.errors import ConfigurationError
+
+_GRACE = 30
+"""Seconds that requests under way get once the server is told to end; an event stream would never end by itself."""
+
+
+class _Failure(Exception):
+    """What ends a command with status 1 and this one line."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except ConfigurationError as exc:
+        return _say(str(exc), 2)
+    except _Failure as exc:
+        return _say(str(exc), 1)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:
+        # Who read our output has left, as `head` does; nor may the interpreter try to flush it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="idp-middleware", description="Call providers' APIs as the user, without handing out the provider token."
+    )
+    parser.add_argument("--version", action="version", version=f"idp-middleware {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the middleware as a gateway of its own")
+    serve.add_argument("config", help="the configuration file, such as idp.toml")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=_port, default=8000, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--workers", type=_count, default=1, help="number of processes (default: %(default)s)")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="validate a file and reach everything it names")
+    check.add_argument("config", help="the configuration file, such as idp.toml")
+    check.set_defaults(run=_check)
+
+    demo = commands.add_parser("demo", help="see it work on this machine, without an account anywhere")
+    demo.add_argument("--once", action="store_true", help="end after the calls instead of serving on")
+    demo.add_argument("--port", type=_port, default=0, help="port of the sample app (default: a free one)")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1 or more)")
+    return int(text)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    uvicorn = _extra("uvicorn", "server")
+    from idp_middleware._middleware import IdPMiddleware
+    from idp_middleware.config import load_config
+
+    # Also where workers will read it again: here a mistake is one line, not one per worker.
+    app: Any = IdPMiddleware(**load_config(arguments.config))
+    _check_listening(arguments.host, arguments.port)
+    if arguments.workers > 1:
+        # Workers are new processes, which can be told what to import but not be handed an object.
+        os.environ["IDP_CONFIG"] = arguments.config
+        app = "idp_middleware.asgi:app"
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        workers=arguments.workers,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from idp_middleware._check import check
+    from idp_middleware.config import read_config
+
+    failed = False
+    for finding in asyncio.run(check(read_config(arguments.config))):
+        print(finding)
+        failed = failed or not finding.ok
+    return int(failed)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    for module in ("uvicorn", "fastapi"):
+        _extra(module, "demo")
+    if arguments.port:
+        _check_listening("127.0.0.1", arguments.port)
+    from idp_middleware import _demo
+
+    return _demo.run(port=arguments.port, once=arguments.once)
+
+
+def _extra(module: str, extra: str) -> Any:
+    """A module that only an extra brings."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise _Failure(f"this needs {module}: pip install 'idp-middleware[{extra}]'") from None
+
+
+def _check_listening(host: str, port: int) -> None:
+    """Raises `_Failure` where the server would not get this address.
+
+    uvicorn finds out only after it has started the app, and tells it in three ways that depend on its version.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # As servers do: connections of the one before that still linger are no obstacle.
+            if os.name == "posix":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as exc:
+        # gaierror has an errno of its own kind, but the text is as clear.
+        raise _Failure(f"cannot listen on {host}:{port}: {(exc.strerror or str(exc)).lower()}") from None
+
+
+def _say(message: str, status: int) -> int:
+    print(f"idp-middleware: {message}", file=sys.stderr)
+    return status
