@@ -15,7 +15,7 @@ from time import monotonic, time
 from typing import Any, Final
 
 from aiocache import SimpleMemoryCache
-from aiocache.base import BaseCache
+from aiocache.base import BaseCache as BaseCache  # for the annotations of whoever takes one
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from idp_middleware._types import Token
@@ -140,9 +140,9 @@ class TokenCache:
             raise ValueError("found under another key")
         expires_at = fields["expires_at"]
         token = Token(
-            _text(fields["value"]),
+            fields["value"],
             None if expires_at is None else float(expires_at),
-            _text(fields["type"]),
+            fields["type"],
             frozenset(_text(scope) for scope in fields["scopes"]),
         )
         # A host whose clock is ahead must not lengthen a token's life here.

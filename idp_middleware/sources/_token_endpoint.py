@@ -64,21 +64,18 @@ def bearer_token(answer: Mapping[str, Any], asked_at: float) -> Token:
     Raises:
         TokenSourceFailed: no token, one that can't stand in a header, or one that is not used as a bearer token.
     """
-    value = answer.get("access_token")
-    if not isinstance(value, str) or not re.fullmatch("[!-~]+", value):
-        raise TokenSourceFailed("token endpoint: no usable access_token")
     # A client must not use a token of a type it does not understand (RFC 6749 section 7.1); case does not matter (5.1).
     kind = answer.get("token_type")
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise TokenSourceFailed("token endpoint: the token_type is not Bearer")
     life = _seconds(answer.get("expires_in"))
     scope = answer.get("scope")
-    return Token(
-        value,
-        None if life is None else asked_at + life,
-        # Some separate scopes with commas (GitHub, Auth0's Token Vault).
-        scopes=frozenset(filter(None, re.split("[ ,]+", scope))) if isinstance(scope, str) else frozenset(),
-    )
+    # Some separate scopes with commas (GitHub, Auth0's Token Vault).
+    scopes = frozenset(filter(None, re.split("[ ,]+", scope))) if isinstance(scope, str) else frozenset()
+    try:
+        return Token(answer["access_token"], None if life is None else asked_at + life, scopes=scopes)
+    except (KeyError, TypeError, ValueError):
+        raise TokenSourceFailed("token endpoint: no usable access_token") from None
 
 
 def _seconds(value: object) -> float | None:

@@ -102,10 +102,11 @@ class Auth0Management(_HoldsSecret):
                 "Auth0 gave the identity without an access_token: the application lacks the Management API's scope "
                 "read:user_idp_tokens, or the connection uses Token Vault, which keeps tokens elsewhere"
             )
-        if not isinstance(value, str) or not re.fullmatch("[!-~]+", value):
-            raise TokenSourceFailed("Auth0 gave an access_token that can't stand in a header")
-        # `expires_in` is left alone: it counts from an issue time that is not in the profile.
-        return Token(value)
+        try:
+            # `expires_in` is left alone: it counts from an issue time that is not in the profile.
+            return Token(value)
+        except (TypeError, ValueError):
+            raise TokenSourceFailed("Auth0 gave an access_token that can't stand in a header") from None
 
     async def aclose(self) -> None:
         """Close the connections."""
