@@ -158,7 +158,11 @@ class Inbound:
         self._pending.add_done_callback(self._heard)
 
     async def _next(self) -> MutableMapping[str, Any]:
-        return await self._receive()
+        message = await self._receive()
+        while self._done and message["type"] == "http.request":
+            # A request without a body still has its one empty message, which nobody has fetched.
+            message = await self._receive()
+        return message
 
     def _heard(self, pending: asyncio.Task[MutableMapping[str, Any]]) -> None:
         if self._ended or pending.cancelled():

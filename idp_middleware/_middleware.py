@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from idp_middleware._cache import TokenCache
+from idp_middleware._cache import BaseCache, TokenCache, as_token_cache
 from idp_middleware._headers import Request, read_request, response_headers
 from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound
@@ -34,7 +34,6 @@ from idp_middleware.errors import (
     IdentityNotLinked,
     IdPError,
     TokenError,
-    TokenSourceFailed,
     UpstreamAborted,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -59,7 +58,7 @@ class IdPMiddleware:
         authenticator: an `Authenticator`, or an async function from a connection to a `Caller`.
         prefix: the path that everything of ours is under; compared with the raw path, byte for byte.
         transport: replaces the built-in connection to upstreams.
-        cache: a `TokenCache` shared with other workers; default in process.
+        cache: a `TokenCache`, or an aiocache backend in memory; default in process.
         on_error: makes the answer for an error of `errors`; default `problem_response`.
 
     Raises:
@@ -74,13 +73,13 @@ class IdPMiddleware:
         authenticator: AuthenticatorLike,
         prefix: str = "/idp",
         transport: httpx.AsyncBaseTransport | None = None,
-        cache: TokenCache | None = None,
+        cache: TokenCache | BaseCache | None = None,
         on_error: ErrorHandler | None = None,
     ) -> None:
         self.app: ASGIApp = _nothing_behind if app is None else app
         self._routes = RouteMap(routes, prefix)
         self._authenticator = _as_authenticator(authenticator)
-        self._tokens = TokenEngine(cache)
+        self._tokens = TokenEngine(as_token_cache(cache))
         self._upstream: Upstream = HTTPXUpstream(transport or httpx.AsyncHTTPTransport(trust_env=False))
         self._on_error = on_error or problem_response
         # The same in every worker of a deployment, so that a loop through another worker is one too.
@@ -134,7 +133,7 @@ class IdPMiddleware:
         if self._pseudonym in request.via:
             raise UpstreamUnreachable("the route leads back to this middleware")
         exchange = _Exchange(route, target, f"{scope.get('root_path', '')}{self._routes.prefix}/{route.name}")
-        token = await self._token(caller, route)
+        token = await self._tokens.token(caller, route)
         headers = self._headers(request, route, scope)
         body = inbound if request.has_body else None
 
@@ -154,16 +153,6 @@ class IdPMiddleware:
             await exchange.response.aclose()
             raise UpstreamUnreachable(f"status {exchange.response.status}")
         return exchange
-
-    async def _token(self, caller: Caller, route: ProxyRoute) -> Token:
-        try:
-            return await self._tokens.token(caller, route)
-        except IdPError:
-            raise
-        except Exception as exc:
-            # Somebody's own source failed in its own words, which may hold a secret.
-            logger.exception("route %s: the token source raised %s", route.name, type(exc).__name__, exc_info=False)
-            raise TokenSourceFailed(f"the token source raised {type(exc).__name__}") from None
 
     async def _renewed(
         self, caller: Caller, route: ProxyRoute, refused: Token, response: UpstreamResponse

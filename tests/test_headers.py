@@ -78,9 +78,7 @@ def test_what_is_for_us_or_nobody_does_not_reach_the_upstream(name):
     assert forwarded((name, b"x"), (b"x-keep", b"1")) == [(b"x-keep", b"1")]
 
 
-@pytest.mark.parametrize(
-    "connection", [b"keep-alive, X-Hop, x-hop2", b"X-Hop,,X-HOP2 ,close", b"\tx-hop , x-hop2"]
-)
+@pytest.mark.parametrize("connection", [b"keep-alive, X-Hop, x-hop2", b"X-Hop,,X-HOP2 ,close", b"\tx-hop , x-hop2"])
 def test_fields_that_connection_names_go_with_it(connection):
     """RFC 9110 section 7.6.1; any case, empty members."""
     fields = [(b"x-hop", b"1"), (b"connection", connection), (b"x-hop2", b"2"), (b"x-keep", b"3")]
