@@ -16,7 +16,7 @@ import pytest
 import time_machine
 from starlette.requests import HTTPConnection
 
-from idp_middleware._jwt import JWTAuthenticator
+from idp_middleware import JWTAuthenticator
 from idp_middleware.errors import CallerUnauthenticated, TokenSourceUnavailable
 from idp_middleware.testing import Auth0, serve, signing_key
 

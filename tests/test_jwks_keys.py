@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 from starlette.requests import HTTPConnection
 
-from idp_middleware._jwt import JWTAuthenticator
+from idp_middleware import JWTAuthenticator
 from idp_middleware.errors import CallerUnauthenticated, TokenSourceUnavailable
 from idp_middleware.testing import SigningKey, signing_key
 

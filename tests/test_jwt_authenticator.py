@@ -14,8 +14,7 @@ import pytest
 import time_machine
 from starlette.requests import HTTPConnection
 
-from idp_middleware import Caller, _jwt
-from idp_middleware._jwt import JWTAuthenticator
+from idp_middleware import Caller, JWTAuthenticator, _jwt
 from idp_middleware.errors import CallerUnauthenticated, ConfigurationError, TokenSourceUnavailable
 from idp_middleware.testing import Auth0, signing_key
 

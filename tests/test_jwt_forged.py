@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from jwt.algorithms import RSAAlgorithm
 from starlette.requests import HTTPConnection
 
-from idp_middleware._jwt import JWTAuthenticator
+from idp_middleware import JWTAuthenticator
 from idp_middleware.errors import CallerUnauthenticated
 from idp_middleware.testing import signing_key
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import HTTPConnection
 
-from idp_middleware._jwt import JWTAuthenticator
+from idp_middleware import JWTAuthenticator
 from idp_middleware.errors import CallerUnauthenticated, TokenSourceUnavailable
 from idp_middleware.testing import signing_key
 
