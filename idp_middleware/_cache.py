@@ -94,8 +94,8 @@ class TokenCache:
     async def set(self, key: tuple[Any, ...], token: Token, asked_at: float, *, ttl: float) -> None:
         """Keep a token for `ttl` seconds. Never raises."""
         # Whole seconds suit every backend. Zero would mean "for ever" to one of them and an error to another.
-        seconds = int(min(ttl, MAX_TTL))
-        if seconds <= 0 or monotonic() < self._resting_until:
+        seconds = int(max(0, min(ttl, MAX_TTL)))
+        if seconds == 0 or monotonic() < self._resting_until:
             return
         name = _digest(key)
         try:
@@ -117,8 +117,7 @@ class TokenCache:
     async def aclose(self) -> None:
         """Close the connections that `from_url` opened; a later command opens new ones."""
         if self._owned:
-            # Not the backend's close(), which calls what redis-py has deprecated.
-            await self._backend.client.aclose()
+            await self._backend.close(timeout=0)
 
     def _sealed(self, name: str, token: Token, asked_at: float) -> str:
         # The name goes inside as well: whoever can write to the cache could otherwise serve one user's token to another
@@ -202,8 +201,18 @@ def _redis(url: str) -> BaseCache:
         pool = ConnectionPool.from_url(url, **tls)
     except ValueError:
         raise ConfigurationError("is not a valid Redis URL", key="url") from None
+
+    class Redis(RedisCache):  # type: ignore[misc]
+        """Without the commands that aiocache 0.12 uses although redis-py has deprecated them."""
+
+        async def _set(self, key: str, value: str, ttl: int, **_: Any) -> Any:
+            return await self.client.set(key, value, ex=ttl)
+
+        async def _close(self, **_: Any) -> None:
+            await self.client.aclose()
+
     # aiocache's own URL reader knows no user names, no TLS and no percent-encoding, so redis-py reads it.
-    return RedisCache(connection_pool_class=lambda **_: pool)
+    return Redis(connection_pool_class=lambda **_: pool)
 
 
 def _digest(key: tuple[Any, ...]) -> str:
