@@ -1,0 +1,18 @@
+"""Our own HTTP/1.1 client for relaying: raw bytes in, raw bytes out, on asyncio and httptools.
+
+Imports run one way, and each file knows only what stands below it:
+
+    _client       sends one request: framing, the one retry, the event loop   -> Engine
+    _pool         the connections to one origin: reuse, bounds, waiting
+    _dial         DNS, TCP and TLS, and how they fail
+    _connection   one connection: time-outs, back-pressure, the upload, its end
+    _parser       bytes to a response; no sockets, no clock
+    _response     what the caller reads from
+    _request      bytes of a request head
+
+`_httpx` puts an `httpx` transport around it, for whoever wants the engine under an ordinary client.
+"""
+
+from idp_middleware._engine._client import Engine
+
+__all__ = ["Engine"]

@@ -1,0 +1,66 @@
+"""Opening a connection: DNS, TCP and TLS, and how each of them fails.
+
+Knows nothing of HTTP but the protocol name. Nothing here looks at proxies in the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Callable
+from socket import gaierror
+from typing import Any
+
+from idp_middleware._routes import Origin
+from idp_middleware.errors import UpstreamTimeout, UpstreamUnreachable
+
+HAPPY_EYEBALLS_DELAY = 0.25
+"""Seconds until the next address is tried beside the first (RFC 8305 section 8)."""
+
+TLS_SHUTDOWN_TIMEOUT = 2.0
+"""Seconds that a closing connection waits for the peer's close_notify; asyncio's own 30 would pile up sockets."""
+
+
+def default_ssl_context() -> ssl.SSLContext:
+    """The system's certificate authorities, host names verified, TLS 1.2 or later (RFC 9325 section 3.1.1)."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+async def dial(
+    loop: asyncio.AbstractEventLoop,
+    protocol: Callable[[], asyncio.Protocol],
+    origin: Origin,
+    context: ssl.SSLContext | None,
+    seconds: float,
+) -> None:
+    """Connect `protocol` to an origin, with TLS if there is a `context`.
+
+    Raises `UpstreamUnreachable` or, after `seconds`, `UpstreamTimeout`; what it says is for the log.
+    """
+    options: dict[str, Any] = {}
+    if context is not None:
+        # The name is verified, and sent as SNI unless it is an address (RFC 6066 section 3).
+        options.update(ssl=context, server_hostname=origin.host, ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT)
+    if isinstance(loop, asyncio.BaseEventLoop):
+        # uvloop tries one address after the other.
+        options["happy_eyeballs_delay"] = HAPPY_EYEBALLS_DELAY
+    try:
+        async with asyncio.timeout(seconds):
+            await loop.create_connection(protocol, origin.host, origin.port, **options)
+    except TimeoutError:
+        raise UpstreamTimeout("connecting took too long") from None
+    except gaierror:
+        raise UpstreamUnreachable("the host name was not resolved") from None
+    except ssl.SSLCertVerificationError as exc:
+        raise UpstreamUnreachable(f"certificate not accepted: {exc.verify_message}") from None
+    except ssl.SSLError as exc:
+        raise UpstreamUnreachable(f"no TLS connection: {exc.reason or type(exc).__name__}") from None
+    except OSError as exc:
+        # asyncio's own text names the addresses that were tried.
+        raise UpstreamUnreachable(
+            f"no connection: {os.strerror(exc.errno) if exc.errno else type(exc).__name__}"
+        ) from None
