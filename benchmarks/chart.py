@@ -24,7 +24,7 @@ _STYLE = """
   text { font: 14px -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #1f2328; }
   .title { font-size: 16px; font-weight: 600; }
   .small { font-size: 12px; fill: #59636e; }
-  .value { font-variant-numeric: tabular-nums; }
+  .value { font-variant-numeric: tabular-nums; paint-order: stroke; stroke: #ffffff; stroke-width: 4; }
   .ours { font-weight: 600; }
   .peer-bar { fill: #8c959f; }
   .ours-bar { fill: #1a7f37; }
@@ -38,7 +38,7 @@ _STYLE = """
     .ours-bar { fill: #3fb950; }
     .floor-bar { fill: #4493f8; }
     .floor-line { stroke: #4493f8; }
-    .break { stroke: #0d1117; }
+    .break, .value { stroke: #0d1117; }
   }"""
 
 

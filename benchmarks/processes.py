@@ -99,7 +99,7 @@ class Processes:
         log = self._logs / f"{name}.log"
         # Ctrl-C is ours to act on, so children get a session of their own; should we be killed, the kernel tells them.
         survivor = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
-        with log.open("wb") as output, _on_core(core):
+        with log.open("wb") as output, on_core(core):
             try:
                 popen = subprocess.Popen(
                     [*survivor, *command],
@@ -122,7 +122,7 @@ class Processes:
 
 
 @contextlib.contextmanager
-def _on_core(core: int | None) -> Iterator[None]:
+def on_core(core: int | None) -> Iterator[None]:
     """What is started meanwhile runs there."""
     if core is None:
         yield

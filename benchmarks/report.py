@@ -28,8 +28,8 @@ CPU per request (user and system time of the candidate's whole process tree, ove
 figure to compare: it holds still where requests per second depend on what else the machine does. The load is a closed
 loop, so latencies compare candidates but predict nothing. Memory is the tree's resident set: the highest, and how far
 that was above where the cell began. Every answer's status and length are checked; errors are shown, not dropped. Every
-request carries the same 1 KB of header fields with a real JWT, and every candidate was first seen to bring the
-provider's token upstream, except where noted."""
+request carries the same header fields, a real JWT among them, and every candidate was first seen to bring the provider's
+token upstream, except where noted."""
 
 
 def write(results: Results, directory: Path) -> list[Path]:
@@ -199,7 +199,7 @@ def _pieces(results: Results) -> Iterator[str]:
     yield ""
     yield "## The pieces of idp_middleware, in process"
     yield ""
-    yield from _table(["", "", "CPU µs", "against"], rows)
+    yield from _table(["", "", "CPU µs", "against"], rows, words=2)
 
 
 def _who(results: Results) -> Iterator[str]:
@@ -217,7 +217,7 @@ def _who(results: Results) -> Iterator[str]:
         if not one.injects and not one.floor:
             told.append("brings the caller's token upstream")
         rows.append([_name(one), ", ".join(versions), "; ".join(part for part in told if part)])
-    yield from _table(["", "versions", ""], rows, figures=False)
+    yield from _table(["", "versions", ""], rows, words=3)
 
 
 def _name(one: Candidate) -> str:
@@ -256,11 +256,11 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.095 else f"{value:.3f}"
 
 
-def _table(heads: list[str], rows: list[list[str]], *, figures: bool = True) -> Iterator[str]:
-    """Markdown with its columns in line: text to the left and, from the second column on, `figures` to the right."""
+def _table(heads: list[str], rows: list[list[str]], *, words: int = 1) -> Iterator[str]:
+    """Markdown with its columns in line: as many of `words` to the left, then figures to the right."""
     rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(2, *(len(row[column]) for row in [heads, *rows])) for column in range(len(heads))]
-    right = [figures and column > 0 for column in range(len(heads))]
+    right = [column >= words for column in range(len(heads))]
 
     def line(cells: list[str]) -> str:
         aligned = zip(cells, widths, right, strict=True)
