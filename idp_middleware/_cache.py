@@ -108,9 +108,10 @@ class TokenCache:
 
     async def delete(self, key: tuple[Any, ...]) -> None:
         """Drop what is kept under `key`. Never raises."""
+        name = _digest(key)
         try:
             async with asyncio.timeout(PATIENCE):
-                await self._backend.delete(_PREFIX + _digest(key), timeout=0)
+                await self._backend.delete(_PREFIX + name, timeout=0)
         except Exception as exc:
             self._failed("delete", exc)
 

@@ -24,7 +24,7 @@ from aiocache import SimpleMemoryCache
 from aiocache.base import BaseCache
 from aiocache.serializers import PickleSerializer
 from cryptography.fernet import Fernet
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idp_middleware import Caller, ProxyRoute, Token
@@ -140,6 +140,7 @@ part = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(part, max_size=4).map(tuple), st.lists(part, max_size=4).map(tuple))
 def test_no_two_keys_are_one(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
     """("ab", "c") and ("a", "bc") are different users."""

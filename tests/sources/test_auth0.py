@@ -1,6 +1,6 @@
 """Auth0's user look-up, against a tenant as strict as Auth0 is.
 
-The recipe that this source replaces is published with a sample. Each fault of that sample has a test here, which says so.
+The recipe that this source replaces is published with a sample. Each fault of that sample has a test here that says so.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ async def test_sample_fault_failures_are_told_apart(tenant: Tenant) -> None:
 
 @pytest.mark.parametrize("scopes", [["read:users"], ["read:users", "read:user_idp_tokens"]])
 async def test_sample_fault_an_identity_without_a_token_is_explained(tenant: Tenant, scopes: list[str]) -> None:
-    """The sample knows nothing of the scope that Auth0 asks for by now, nor of Token Vault; both leave the token out."""
+    """The sample knows nothing of the scope that Auth0 wants by now, nor of Token Vault; both leave the token out."""
     tenant.auth0.add_client("me", "s3cret", scopes=scopes)
     if "read:user_idp_tokens" in scopes:
         tenant.auth0.link("auth0|alice", Identity("github", "1001"))

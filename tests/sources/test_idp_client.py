@@ -1,0 +1,177 @@
+"""The HTTP client that speaks to identity providers: what it reads, what it refuses to, and for how long it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from typing import Any
+
+import httpx
+import pytest
+
+from idp_middleware import Timeout
+from idp_middleware._idp_http import Answer, IdPClient
+from idp_middleware.errors import (
+    ConfigurationError,
+    TokenSourceFailed,
+    TokenSourceTimeout,
+    TokenSourceUnavailable,
+)
+
+URL = "https://idp.example/"
+
+
+async def ask(handler: Callable[[httpx.Request], Any], times: int = 1) -> Answer:
+    client = IdPClient(transport=httpx.MockTransport(handler))
+    try:
+        for _ in range(times):
+            answer = await client.request("GET", URL)
+        return answer
+    finally:
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "0"}, 0),
+        ({"retry-after": formatdate(time.time() + 100, usegmt=True)}, 100),
+        ({"retry-after": formatdate(time.time() - 100, usegmt=True)}, 0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "soon", "x-ratelimit-reset": str(int(time.time()) + 50)}, 50),
+        ({"x-ratelimit-reset": str(int(time.time()) + 50)}, 50),
+        ({"x-ratelimit-reset": "1"}, 0),
+        ({"x-ratelimit-reset": "never"}, None),
+        ({"retry-after": "7", "x-ratelimit-reset": str(int(time.time()) + 50)}, 7),
+    ],
+)
+async def test_when_to_come_back(headers: dict[str, str], seconds: float | None) -> None:
+    """Seconds or a date (RFC 9110 section 10.2.3), and Auth0's own field where there is neither."""
+    answer = await ask(lambda request: httpx.Response(429, headers=headers))
+    told = answer.retry_after()
+    assert told is None if seconds is None else told == pytest.approx(seconds, abs=20)
+    assert told is None or told >= 0
+
+
+async def test_an_endless_answer_is_not_read_to_its_end() -> None:
+    """A profile is a few kilobytes."""
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1
+            yield b" " * 65536
+
+    with pytest.raises(TokenSourceFailed, match="too long"):
+        await ask(lambda request: httpx.Response(200, content=endless()))
+    assert sent < 20
+
+
+async def test_one_users_cookie_does_not_ride_along_with_the_next() -> None:
+    """A load balancer's cookie would be harmless, a session's not."""
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("cookie"))
+        return httpx.Response(200, headers={"set-cookie": "session=alice"})
+
+    await ask(answer, times=2)
+    assert seen == [None, None]
+
+
+async def test_the_environment_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy named in a variable would see every secret."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with raw_server(lambda reader, writer: respond(writer, b"{}")) as url:
+        client = IdPClient()
+        assert (await client.request("GET", url)).json() == {}
+        await client.aclose()
+
+
+async def test_a_trickling_answer_is_bounded_as_a_whole() -> None:
+    """Each byte in time satisfies every read time-out."""
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+        while True:
+            writer.write(b" ")
+            await asyncio.sleep(0.02)
+
+    client = IdPClient(timeout=Timeout(connect=0.1, read=0.1, write=0.1, pool=0.1))
+    async with raw_server(trickle) as url:
+        started = time.monotonic()
+        with pytest.raises(TokenSourceTimeout):
+            await client.request("GET", url)
+        assert time.monotonic() - started < 10
+        await client.aclose()
+
+
+async def test_a_connection_that_breaks_off_is_no_answer() -> None:
+    """A truncated document must not be taken for a whole one."""
+
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"access_token": "half"}')
+
+    async with raw_server(half) as url:
+        client = IdPClient()
+        with pytest.raises(TokenSourceFailed):
+            await client.request("GET", url)
+        await client.aclose()
+    with pytest.raises(TokenSourceUnavailable):
+        await client.request("GET", url)
+    await client.aclose()
+
+
+def test_a_time_out_of_nothing_is_a_mistake() -> None:
+    """It would fail each request."""
+    with pytest.raises(ConfigurationError) as caught:
+        IdPClient(timeout=Timeout(connect=0))
+    assert caught.value.key == "timeout"
+
+
+async def test_an_answer_shows_nothing_of_itself() -> None:
+    """Its body may hold tokens."""
+    answer = await ask(lambda request: httpx.Response(200, json={"access_token": "s3cret"}))
+    assert repr(answer) == "Answer(status=200)"
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def respond(writer: asyncio.StreamWriter, body: bytes) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    await writer.drain()
+
+
+@asynccontextmanager
+async def raw_server(handler: Handler) -> AsyncIterator[str]:
+    """Bytes over a real socket."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task)
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await handler(reader, writer)
+        except (asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
