@@ -201,11 +201,7 @@ class TokenKeeper:
                 held.refresh_at = held.until
                 self._flight(key, fetch, held=held.token)
             return held.token
-        known = self._not_linked.get(key)
-        if known is not None:
-            if now < known[0]:
-                raise _twin(known[1])
-            del self._not_linked[key]
+        self._refuse(key)
         return await _landing(self._flight(key, fetch))
 
     async def renew(self, key: Hashable, fetch: Fetch, refused: Token) -> Token:
@@ -220,6 +216,7 @@ class TokenKeeper:
         held = self._held.get(key)
         if held is not None and self._under_way(key) is None and not held.may_renew():
             return held.token
+        self._refuse(key)
         return await _landing(self._flight(key, fetch, refused=refused))
 
     async def forget(self, key: Hashable) -> None:
@@ -237,6 +234,15 @@ class TokenKeeper:
         await asyncio.gather(*flights, return_exceptions=True)
         self._held.clear()
         self._not_linked.clear()
+
+    def _refuse(self, key: Hashable) -> None:
+        """Raise what was said a moment ago, if it was that there is no such identity."""
+        known = self._not_linked.get(key)
+        if known is not None:
+            until, error = known
+            if time() < until:
+                raise _twin(error)
+            del self._not_linked[key]
 
     def _other_than(self, refused: Token, key: Hashable) -> Token | None:
         held = self._held.get(key)
@@ -271,7 +277,7 @@ class TokenKeeper:
             self._put(self._not_linked, key, (time() + NOT_LINKED_FOR, _twin(exc)))
             return exc
         except IdPError as exc:
-            if (old := self._held.get(key)) is not None:
+            if (old := self._held.get(key)) is not None and time() < old.until:
                 old.failed(exc)
             return exc
         entry = _Held(token, asked_at)
@@ -304,7 +310,7 @@ class _Held:
         self.renewed_at = 0.0
 
     def failed(self, error: IdPError) -> None:
-        """Keep serving, and put the next attempt off."""
+        """Still serving: put the next attempt off."""
         first, longest = RETRY_REFRESH
         wait = max(min(first * 2**self.failures, longest), getattr(error, "retry_after", None) or 0.0)
         self.failures += 1

@@ -466,6 +466,21 @@ async def test_a_token_without_a_life_serves_those_who_wait_and_nobody_after(eng
     assert source.times == 2
 
 
+async def test_an_outage_that_outlasts_the_token_is_not_kept_quiet(
+    engine: TokenEngine, clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing serves any more, so every request tries, and fails as itself."""
+    source = Source(Token("old", time() + 600), TokenSourceUnavailable("down"))
+    github = route(source)
+    await engine.token(caller(), github)
+    clock.shift(600)
+    for _ in range(3):
+        with pytest.raises(TokenSourceUnavailable):
+            await engine.token(caller(), github)
+    assert source.times == 4
+    assert caplog.records == []
+
+
 async def test_what_is_kept_is_bounded_and_the_least_used_goes_first() -> None:
     """A million users must not become a million entries."""
     engine = TokenEngine(max_entries=10)
@@ -577,6 +592,17 @@ async def test_a_renewal_that_fails_for_now_keeps_the_token_and_one_that_fails_f
         await engine.renew(caller(), github, old)
     with pytest.raises(ReconnectRequired):
         await engine.token(caller(), github)
+
+
+async def test_many_who_are_refused_one_after_the_other_hear_once_that_it_is_gone(engine: TokenEngine) -> None:
+    """Requests that were under way when the account was unlinked come back with their refusals one by one."""
+    source = Source(Token("old", time() + 600), IdentityNotLinked("gone"))
+    github = route(source)
+    old = await engine.token(caller(), github)
+    for _ in range(10):
+        with pytest.raises(IdentityNotLinked):
+            await engine.renew(caller(), github, old)
+    assert source.times == 2
 
 
 async def test_a_renewal_without_anything_kept_asks_the_source(engine: TokenEngine) -> None:
