@@ -140,7 +140,8 @@ class IdPClient:
                 return Answer(response.status_code, response.headers, bytes(body))
         except (httpx.TimeoutException, TimeoutError) as exc:
             raise TokenSourceTimeout(f"no answer in time ({type(exc).__name__})") from None
-        except httpx.NetworkError as exc:
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as exc:
+            # Nearly always a connection that was closed too early, before or within the answer.
             raise TokenSourceUnavailable(f"not reachable ({type(exc).__name__})") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as exc:
             raise TokenSourceFailed(f"not an answer ({type(exc).__name__})") from None

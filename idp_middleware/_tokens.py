@@ -160,9 +160,10 @@ async def _ask(caller: Caller, route: ProxyRoute, refused: Token | None) -> Toke
     except IdPError:
         raise
     except Exception as exc:
-        # Somebody's own source, and its own words may hold a secret: where it happened has to do.
-        where = "".join(traceback.format_tb(exc.__traceback__))
-        log.error("the token source of route %r raised %s:\n%s", route.name, type(exc).__name__, where)
+        # Somebody's own source, whose words may hold a secret: to mend it, the place has to do.
+        frames = traceback.extract_tb(exc.__traceback__)[1:]
+        where = ", ".join(f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in frames)
+        log.error("the token source of route %r raised %s: %s", route.name, type(exc).__name__, where)
         raise TokenSourceFailed(f"the source raised {type(exc).__name__}") from None
     if not isinstance(token, Token):
         raise TokenSourceFailed(f"the source gave a {type(token).__name__}, not a Token")

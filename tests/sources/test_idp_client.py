@@ -122,7 +122,7 @@ async def test_a_connection_that_breaks_off_is_no_answer() -> None:
 
     async with raw_server(half) as url:
         client = IdPClient()
-        with pytest.raises(TokenSourceFailed):
+        with pytest.raises(TokenSourceUnavailable):
             await client.request("GET", url)
         await client.aclose()
     with pytest.raises(TokenSourceUnavailable):

@@ -207,7 +207,8 @@ async def test_a_page_instead_of_an_answer_is_a_failed_source(status: int) -> No
         (httpx.ConnectError("to 10.0.0.7"), TokenSourceUnavailable),
         (httpx.ReadError("reset"), TokenSourceUnavailable),
         (httpx.ReadTimeout("slow"), TokenSourceTimeout),
-        (httpx.RemoteProtocolError("not HTTP"), TokenSourceFailed),
+        (httpx.RemoteProtocolError("closed"), TokenSourceUnavailable),
+        (httpx.UnsupportedProtocol("odd"), TokenSourceFailed),
     ],
 )
 async def test_a_transport_that_fails_is_told_in_our_words(failure: Exception, error: type[IdPError]) -> None:
