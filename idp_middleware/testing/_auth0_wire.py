@@ -5,7 +5,9 @@ Bodies as in Auth0's documentation (https://auth0.com/docs/api) and its SDKs' is
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
@@ -17,6 +19,9 @@ from idp_middleware.testing._recording import RecordedRequest
 
 USERS = "/api/v2/users/"
 USER_ID = re.compile(r"[^|/%\s]+\|.+\Z")
+
+NO_AUDIENCE = "No audience parameter was provided, and no default audience has been configured"
+NO_GRANT = 'Client is not authorized to access "{}". You need to create a "client-grant" associated to this API.'
 
 # One segment of a path (RFC 3986 section 3.3); a | may stand in none unless encoded.
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+\Z")
@@ -137,3 +142,28 @@ def refused(status: int, error: str, description: str) -> Answer:
 def problem(status: int, message: str, **members: Any) -> Answer:
     """An error of the Management API."""
     return Answer(status, {"statusCode": status, "error": HTTPStatus(status).phrase, "message": message, **members})
+
+
+def bad_user_id(request: RecordedRequest) -> Answer:
+    """The Management API's word for a path that `subject_of` makes nothing of."""
+    message = (
+        "Path validation error: Object didn't pass validation for format user-id: "
+        f"{request.raw_path.removeprefix(USERS)} on property id (The user_id of the user to retrieve)."
+    )
+    return problem(400, message, errorCode="invalid_uri")
+
+
+def rate_limited(path: str, retry_after: int | None, reset_in: float | None) -> Answer:
+    """A 429 of the API that the path belongs to; both times in seconds from now."""
+    if path.startswith("/api/"):
+        answer = problem(429, "Global limit has been reached", errorCode="too_many_requests")
+    else:
+        answer = refused(429, "too_many_requests", "Client quota exceeded")
+    headers = {}
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
+    if reset_in is not None:
+        reset = math.ceil(time.time() + reset_in)
+        headers |= {"X-RateLimit-Limit": "10", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(reset)}
+    answer.headers = headers
+    return answer

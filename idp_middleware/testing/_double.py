@@ -41,9 +41,8 @@ class _Rule:
 
     prefix: str
     times: int | None
-    delay: float = 0.0
-    answer: Answer | None = None
-    cut: bool = False
+    delay: float
+    answer: Answer | None
 
 
 class Double:
@@ -86,15 +85,15 @@ class Double:
         it stands in the request line.
         """
         fields = tuple(headers.items() if isinstance(headers, Mapping) else headers)
-        self._rules.append(_Rule(path_prefix, times, answer=Answer(status, body, fields)))
+        self._script(path_prefix, times, answer=Answer(status, body, fields))
 
     def stall(self, path_prefix: str, seconds: float, *, times: int | None = None) -> None:
         """Wait before answering as usual, or as the next rule says."""
-        self._rules.append(_Rule(path_prefix, times, delay=seconds))
+        self._script(path_prefix, times, delay=seconds)
 
     def drop(self, path_prefix: str, *, times: int | None = None) -> None:
         """Break the connection off within the answer's body. Needs a real server."""
-        self._rules.append(_Rule(path_prefix, times, cut=True))
+        self._script(path_prefix, times, answer=Answer(200, b"", [("content-length", "1000")]))
 
     def reset_faults(self) -> None:
         """Answer as usual again."""
@@ -126,6 +125,9 @@ class Double:
     async def _respond(self, request: RecordedRequest, send: Send) -> None:
         await _send(request, await self._scripted(request) or self.answer(request), send)
 
+    def _script(self, path_prefix: str, times: int | None, *, delay: float = 0.0, answer: Answer | None = None) -> None:
+        self._rules.append(_Rule(path_prefix, times, delay, answer))
+
     async def _scripted(self, request: RecordedRequest) -> Answer | None:
         for rule in list(self._rules):
             if rule.times == 0 or not _under(rule.prefix, request):
@@ -133,8 +135,6 @@ class Double:
             if rule.times is not None:
                 rule.times -= 1
             await asyncio.sleep(rule.delay)
-            if rule.cut:
-                return Answer(200, b"", [("content-length", "1000")])
             if rule.answer is not None:
                 return rule.answer
         return None

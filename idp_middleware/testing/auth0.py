@@ -169,26 +169,7 @@ class Auth0(Double):
         times: int | None = 1,
     ) -> None:
         """Answer 429, with `Retry-After` and/or Auth0's `X-RateLimit-*` fields; both in seconds from now."""
-        headers = {}
-        if retry_after is not None:
-            headers["Retry-After"] = str(retry_after)
-        if reset_in is not None:
-            reset = math.ceil(time.time() + reset_in)
-            headers |= {"X-RateLimit-Limit": "10", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(reset)}
-        self.respond(
-            path_prefix,
-            status=429,
-            times=times,
-            headers=headers,
-            body={
-                "statusCode": 429,
-                "error": "Too Many Requests",
-                "message": "Global limit has been reached",
-                "errorCode": "too_many_requests",
-            }
-            if path_prefix.startswith("/api/")
-            else {"error": "too_many_requests", "error_description": "Client quota exceeded"},
-        )
+        self._script(path_prefix, times, answer=wire.rate_limited(path_prefix, retry_after, reset_in))
 
     def answer(self, request: RecordedRequest) -> Answer:
         match request.method, request.raw_path:
@@ -218,13 +199,11 @@ class Auth0(Double):
             return wire.refused(401, "access_denied", "Unauthorized")
         audience = parameters.get("audience")
         if not audience:
-            message = "No audience parameter was provided, and no default audience has been configured"
-            return wire.refused(403, "access_denied", message)
+            return wire.refused(403, "access_denied", wire.NO_AUDIENCE)
         if audience != self.management_audience:
             return wire.refused(403, "access_denied", f"Service not enabled within domain: {audience}")
         if not client.scopes:
-            message = f'Client is not authorized to access "{audience}". You need to create a "client-grant" '
-            return wire.refused(403, "access_denied", message + "associated to this API.")
+            return wire.refused(403, "access_denied", wire.NO_GRANT.format(audience))
         return self._management_token(parameters["client_id"], client)
 
     def _management_token(self, client_id: str, client: _Client) -> Answer:
@@ -249,11 +228,7 @@ class Auth0(Double):
     def _user(self, request: RecordedRequest) -> Answer:
         subject = wire.subject_of(request)
         if subject is None:
-            message = (
-                f"Path validation error: Object didn't pass validation for format user-id: "
-                f"{request.raw_path.removeprefix(wire.USERS)} on property id (The user_id of the user to retrieve)."
-            )
-            return wire.problem(400, message, errorCode="invalid_uri")
+            return wire.bad_user_id(request)
         if request.header("authorization") is None:
             return wire.problem(401, "Missing authentication")
         token = request.bearer
