@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idp_middleware._cache import BaseCache, TokenCache, as_token_cache
+from idp_middleware._engine import Engine
 from idp_middleware._headers import Request, read_request, response_headers
 from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound
@@ -57,7 +58,7 @@ class IdPMiddleware:
         routes: name → `ProxyRoute`; a request for `{prefix}/{name}/…` goes to that route.
         authenticator: an `Authenticator`, or an async function from a connection to a `Caller`.
         prefix: the path that everything of ours is under; compared with the raw path, byte for byte.
-        transport: replaces the built-in connection to upstreams.
+        transport: any httpx transport, in place of the built-in HTTP/1.1 engine.
         cache: a `TokenCache`, or an aiocache backend in memory; default in process.
         on_error: makes the answer for an error of `errors`; default `problem_response`.
 
@@ -80,7 +81,7 @@ class IdPMiddleware:
         self._routes = RouteMap(routes, prefix)
         self._authenticator = _as_authenticator(authenticator)
         self._tokens = TokenEngine(as_token_cache(cache))
-        self._upstream: Upstream = HTTPXUpstream(transport or httpx.AsyncHTTPTransport(trust_env=False))
+        self._upstream: Upstream = Engine() if transport is None else HTTPXUpstream(transport)
         self._on_error = on_error or problem_response
         # The same in every worker of a deployment, so that a loop through another worker is one too.
         names = "\n".join([prefix, *(f"{route.name} {route.upstream}" for route in self._routes)])

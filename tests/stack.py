@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,12 @@ def eventually(condition: Callable[[], Any], *, within: float = 5.0) -> Any:
     return result
 
 
+def free_port() -> int:
+    """A port that was free a moment ago, for who must know it beforehand."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
 @contextmanager
 def raw_upstream(handler: Callable[[socket.socket], None]) -> Iterator[str]:
     """An upstream that speaks bytes: `handler` gets each connection, in a thread of its own. Yields its URL."""
@@ -147,11 +153,8 @@ def raw_upstream(handler: Callable[[socket.socket], None]) -> Iterator[str]:
             threading.Thread(target=handle, args=(connection,), daemon=True).start()
 
     def handle(connection: socket.socket) -> None:
-        with connection:
-            try:
-                handler(connection)
-            except OSError:
-                pass
+        with connection, suppress(OSError):
+            handler(connection)
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from idp_middleware.testing import Auth0, Identity, ProviderAPI, serve
-from tests.stack import AUDIENCE, CLIENT, USERS, eventually
+from tests.stack import AUDIENCE, CLIENT, USERS, eventually, free_port
 
 GIGABYTE = 1_000_000_000
 CHUNK = bytes(65536)
@@ -67,11 +67,6 @@ class Gateway:
         """Bytes of memory that the process has in use."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @contextmanager
