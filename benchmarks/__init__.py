@@ -1,7 +1,7 @@
 """What a proxied request costs, ours and its peers', in one run on one machine.
 
-    python -m benchmarks            everything, about half an hour; writes results.md and chart.svg
-    python -m benchmarks --quick    the main candidates, a few minutes; writes the same under .runs/
+    python -m benchmarks            everything, in less than half an hour; writes results.md and chart.svg
+    python -m benchmarks --quick    the main candidates, in five minutes; writes the same under .runs/
 
 Reading order: `candidates` (who is measured, and how each is configured), `workloads` (what is asked of them),
 `rounds` (how a figure comes about), `report` and `chart` (how it is shown). Everything runs on loopback, is bounded in

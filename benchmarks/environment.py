@@ -84,7 +84,8 @@ def _python_environment() -> str:
         return str(python)
     print("Setting up the Python peers …", file=sys.stderr)
     shutil.rmtree(SETUP / "venv", ignore_errors=True)
-    _run([sys.executable, "-m", "venv", str(SETUP / "venv")])
+    if (problem := _run([sys.executable, "-m", "venv", str(SETUP / "venv")])) is not None:
+        raise SetupFailed(f"no virtual environment: {problem}")
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     if (problem := _run([*pip, "-e", str(ROOT), "-r", str(requirements)])) is not None:
         # One that can't be installed must not take the others with it.
@@ -96,6 +97,8 @@ def _python_environment() -> str:
         for pin in pins:
             if pin not in hosts and (problem := _run([*pip, pin])) is not None:
                 print(f"  {pin}: {problem}", file=sys.stderr)
+        # Without the stamp the next run tries again.
+        return str(python)
     stamp.write_text(wanted)
     return str(python)
 

@@ -128,7 +128,7 @@ def _bulk(results: Results, workload: str, label: str, cells: dict[str, BulkCell
         def rank(cell: BulkCell) -> float | None:
             return max((left.pulled for left in cell.left), default=None)
 
-        label += ", in the middle of 100 MB and during a silent event stream (the worst of the rounds)"
+        label += ", in the middle of 1 GB and during a silent event stream (the worst of the rounds)"
     else:
         heads = ["CPU ms/100 MB", "MB/s", "growth MB", "errors"]
 
@@ -177,7 +177,9 @@ def _marks(results: Results) -> Iterator[str]:
     rows = []
     for mark in marks(results):
         verdict = {None: "not measured", True: "met", False: "**missed**"}[mark.met]
-        value = "–" if mark.value is None else f"{_number(mark.value)} {mark.unit}".strip()
+        value = "–" if mark.value is None else _number(mark.value)
+        if mark.value is not None and math.isfinite(mark.value):
+            value = f"{value} {mark.unit}".strip()
         rows.append([mark.text, value, f"≤ {_number(mark.bound)} {mark.unit}".strip(), verdict])
     yield ""
     yield "## What the project holds itself to"
@@ -242,7 +244,7 @@ def _errors(errors: dict[str, int] | list[str]) -> str:
 
 
 def _mb(size: float) -> str:
-    return f"{max(0.0, size) / 1e6:.1f}"
+    return f"{max(0.0, size) / 1e6:,.1f}"
 
 
 def _number(value: float) -> str:

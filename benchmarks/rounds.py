@@ -16,7 +16,7 @@ from benchmarks import bulk, load
 from benchmarks.candidates import PROVIDER_TOKEN, Candidate, Place
 from benchmarks.measure import reset_peak, usage
 from benchmarks.processes import Process, Processes, StartFailed, free_port
-from benchmarks.workloads import BULK_BYTES, Small
+from benchmarks.workloads import BULK_BYTES, LEFT_BYTES, Small
 
 WARM_UP_SECONDS = 1.0
 # Below this many requests/s a round of the usual length would count little else than what it cut short.
@@ -188,7 +188,7 @@ class Bench:
 
     def leaver(self, candidates: Sequence[Candidate], tap_port: int) -> dict[str, BulkCell]:
         def turn(_: Running, target: bulk.Target, cell: BulkCell) -> None:
-            cell.left.append(bulk.leave(target, BULK_BYTES))
+            cell.left.append(bulk.leave(target, LEFT_BYTES))
             cell.left_quietly.append(bulk.leave_quietly(target))
 
         return self._bulk("leaver", candidates, tap_port, self._rounds, turn)

@@ -9,6 +9,8 @@ from benchmarks.upstream import ANSWERS
 
 CONNECTIONS = (1, 32, 256)
 BULK_BYTES = 100 * MEGABYTE
+# Long enough that whoever reads on after the client has left is seen to.
+LEFT_BYTES = 1000 * MEGABYTE
 
 
 @dataclass(frozen=True, slots=True)
