@@ -28,8 +28,8 @@ CPU per request (user and system time of the candidate's whole process tree, ove
 figure to compare: it holds still where requests per second depend on what else the machine does. The load is a closed
 loop, so latencies compare candidates but predict nothing. Memory is the tree's resident set: the highest, and how far
 that was above where the cell began. Every answer's status and length are checked; errors are shown, not dropped. Every
-request carries the same header fields, a real JWT among them, and every candidate was first seen to bring the provider's
-token upstream, except where noted."""
+request carries the same header fields, a real JWT among them, and every candidate was first seen to bring the
+provider's token upstream, except where noted."""
 
 
 def write(results: Results, directory: Path) -> list[Path]:
