@@ -103,7 +103,8 @@ class Engine:
                 if not upload.rewind():
                     raise failure
             retried = True
-            connection = await pool.acquire(timeout, fresh=True)
+            # A new one: the other idle ones are likely as stale.
+            connection = await pool.acquire(timeout)
 
     async def aclose(self) -> None:
         """Close all connections; a later request opens new ones."""

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, cast
 
+from idp_middleware._engine._dial import ended_cleanly
 from idp_middleware._engine._parser import ResponseParser
 from idp_middleware._engine._request import BodyLengthMismatch
 from idp_middleware._engine._response import Response
@@ -195,7 +196,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         response, parser = self._response, self._parser
         if response is not None:
-            if exc is None and parser.ends_at_close:
+            if parser.ends_at_close and exc is None and ended_cleanly(self._transport):
                 self._finish(response)
             elif response.status:
                 self.fail(UpstreamAborted("the upstream closed the connection inside the body"))
@@ -266,7 +267,9 @@ class Connection(asyncio.Protocol):
                 transport.writelines((b"%x\r\n" % len(chunk), chunk, b"\r\n"))
             else:
                 left -= len(chunk)
-                if left < 0:
+                # The last piece waits for the end of the body: one that is too long must not look whole.
+                if left < 0 or (left == 0 and await body.read()):
+                    left = -1
                     break
                 transport.write(chunk)
             if self._full:

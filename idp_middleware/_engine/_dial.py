@@ -64,3 +64,20 @@ async def dial(
         raise UpstreamUnreachable(
             f"no connection: {os.strerror(exc.errno) if exc.errno else type(exc).__name__}"
         ) from None
+
+
+def ended_cleanly(transport: asyncio.Transport) -> bool:
+    """Whether a connection that the peer has closed was closed by the peer, and not by anybody on the way.
+
+    TLS has close_notify to tell (RFC 9112 section 9.8); the event loops do not pass on whether it came.
+    """
+    tls = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return True
+    try:
+        tls.read(1)
+    except ssl.SSLZeroReturnError:
+        return True
+    except ssl.SSLError:
+        pass
+    return False

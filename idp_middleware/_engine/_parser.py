@@ -120,6 +120,8 @@ class ResponseParser:
 
     def _refused(self, headless: bool, reason: str) -> UpstreamUnreachable | UpstreamAborted:
         if headless:
+            # Its head may have been taken for good before the rest of the packet was seen.
+            self._response.status = 0
             return UpstreamUnreachable(f"the upstream's answer is refused: {reason}")
         return UpstreamAborted(f"the upstream's body is broken: {reason}")
 

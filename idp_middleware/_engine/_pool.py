@@ -52,25 +52,22 @@ class Pool:
             connection.abort()
         return None
 
-    async def acquire(self, timeout: Timeout, *, fresh: bool = False) -> Connection:
-        """A connection, opened or waited for; with `fresh`, one that has been used only if all others are lent.
+    async def acquire(self, timeout: Timeout) -> Connection:
+        """A connection opened or waited for, where `take` has none, or none that will do.
 
         Raises `UpstreamTimeout` or `UpstreamUnreachable`.
         """
-        if fresh:
-            if self._idle and len(self._connections) >= self._max_connections:
-                self._idle[0].close()
-        elif (idle := self.take()) is not None:
-            return idle
         if len(self._connections) < self._max_connections and not self._waiters:
             connection = self._place()
+        elif (idle := self.take()) is not None:
+            return idle
         else:
             connection = await self._wait(timeout.pool)
         if not connection.opened:
             await self._open(connection, timeout.connect)
         elif not connection.usable():
             # It ended between being given back and being taken over.
-            return await self.acquire(timeout, fresh=fresh)
+            return self.take() or await self.acquire(timeout)
         return connection
 
     def release(self, connection: Connection) -> None:
