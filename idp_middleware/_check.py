@@ -23,9 +23,6 @@ from idp_middleware.config import Config
 from idp_middleware.errors import IdPError
 from idp_middleware.sources import Auth0Management, ClientCredentials
 
-_LONGEST = 60.0
-"""Seconds for each thing to reach, whatever its own time-outs add up to."""
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -71,24 +68,19 @@ async def _probe(what: str, part: object) -> Finding:
 
 async def _finding(what: str, probe: Awaitable[str]) -> Finding:
     try:
-        async with asyncio.timeout(_LONGEST):
-            return Finding(True, what, await probe)
+        return Finding(True, what, await probe)
     except _Wrong as exc:
         return Finding(False, what, str(exc))
     except IdPError as exc:
         return Finding(False, what, f"{exc.name}: {exc}")
-    except TimeoutError:
-        return Finding(False, what, f"no end within {_LONGEST:.0f} seconds")
 
 
 async def _issuer(authenticator: JWTAuthenticator) -> str:
-    found = {
-        algorithm: len(await authenticator._keys.find(None, algorithm))
-        for algorithm in sorted(authenticator._policy.algorithms)
-    }
-    if not any(found.values()):
-        raise _Wrong(f"the issuer's key set has no key for {', '.join(found)}")
-    return f"{authenticator._policy.issuer} has keys: " + ", ".join(f"{n} for {name}" for name, n in found.items())
+    counts = []
+    for algorithm in sorted(authenticator._policy.algorithms):
+        keys = await authenticator._keys.find(None, algorithm)
+        counts.append(f"{len(keys)} for {algorithm}")
+    return f"{authenticator._policy.issuer} has keys: {', '.join(counts)}"
 
 
 async def _auth0_management(source: Auth0Management) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib
 import os
 import socket
@@ -96,15 +97,17 @@ def _serve(arguments: argparse.Namespace) -> int:
         # Workers are new processes, which can be told what to import but not be handed an object.
         os.environ["IDP_CONFIG"] = arguments.config
         app = "idp_middleware.asgi:app"
-    uvicorn.run(
-        app,
-        host=arguments.host,
-        port=arguments.port,
-        workers=arguments.workers,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE,
-    )
+    # Ctrl-C is how a server ends; versions of uvicorn differ in whether they let it through.
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.run(
+            app,
+            host=arguments.host,
+            port=arguments.port,
+            workers=arguments.workers,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE,
+        )
     return 0
 
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from idp_middleware._config_types import fits, in_words, kind_of, nested, size, vocabulary
 from idp_middleware.errors import ConfigurationError
 
-_SECRETS = frozenset({"client_secret", "encryption_keys", "value"})
+SECRETS = frozenset({"client_secret", "encryption_keys", "value"})
 """Keys whose value must come from the environment, whichever table they stand in."""
 
 _SIZES = frozenset({"max_body"})
@@ -30,6 +30,7 @@ _SIZES = frozenset({"max_body"})
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*\}?)")
 _VARIABLE_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_KEY = re.compile(r"\s*([^\s=\[\]]+)\s*=")
 _HEADER = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?")
 
 
@@ -67,9 +68,12 @@ class ConfigFile:
         if not complaint.startswith(("Cannot overwrite", "Cannot declare", "Duplicate inline")):
             return ConfigurationError(f"line {number}: {complaint[:1].lower()}{complaint[1:]}", file=self.path)
         headers = [header[1].strip() for line in lines[:number] if (header := _HEADER.fullmatch(line))]
-        key = None if _HEADER.fullmatch(lines[number - 1]) else lines[number - 1].partition("=")[0].strip()
+        key = _KEY.match(lines[number - 1])
         return ConfigurationError(
-            f"line {number} has it for the second time", key=key, table=(headers or [None])[-1], file=self.path
+            f"line {number} has it for the second time",
+            key=key and key[1],
+            table=(headers or [None])[-1],
+            file=self.path,
         )
 
     def substitute(self, value: Any) -> Any:
@@ -205,7 +209,7 @@ def _refuse_literal_secret(key: str, value: object, name: str) -> None:
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):
             continue
-        secret = text if key in _SECRETS else _password(text) if key == "url" else None
+        secret = text if key in SECRETS else _password(text) if key == "url" else None
         if secret and not any(match[1] for match in _VARIABLE.finditer(secret)):
             name = re.sub(r"[^A-Z0-9]+", "_", name.upper())
             raise ConfigurationError(f'is a secret, so take it from the environment: write "${{{name}}}" and set that')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from idp_middleware import IdPMiddleware, JWTAuthenticator, ProxyRoute, load_config, sources
+from idp_middleware._config_file import SECRETS
+from idp_middleware._config_types import vocabulary
+from idp_middleware.config import AUTHENTICATORS, SOURCES
 from idp_middleware.errors import ConfigurationError
 
 AUTHENTICATOR = """
@@ -511,6 +515,16 @@ def test_http_is_for_loopback_or_with_permission() -> None:
             "idp.toml: prefix: line 2 has it for the second time",
             id="a key twice at the top and the end",
         ),
+        pytest.param(
+            FILE + "timeout = { read = 1, read = 2 }",
+            "idp.toml: [routes.github]: timeout: line 17 has it for the second time",
+            id="a key twice on one line",
+        ),
+        pytest.param(
+            FILE + "methods = [\n'GET' ]\nmethods = [\n'GET' ]\n",
+            "idp.toml: [routes.github]: line 20 has it for the second time",
+            id="a key twice, over several lines",
+        ),
         pytest.param(b"# \xff", "idp.toml: is not UTF-8 (at byte 2)", id="not UTF-8"),
     ],
 )
@@ -520,6 +534,13 @@ def test_a_mistake_is_one_line_that_says_where_it_is(
     """File, table, key and what to do about it: the reader should not need the documentation."""
     monkeypatch.setenv("EMPTY", "")
     assert mistake(text).startswith(line)
+
+
+@pytest.mark.parametrize("kind", [*AUTHENTICATORS, *SOURCES])
+def test_every_secret_has_to_come_from_the_environment(kind: str) -> None:
+    """A new type with a secret under a new name must not open a way to write it down."""
+    keys = vocabulary({**AUTHENTICATORS, **SOURCES}[kind])
+    assert {key for key in keys if re.search("secret|passw|passphrase|private|assertion|refresh_token", key)} <= SECRETS
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:

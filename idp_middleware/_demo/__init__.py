@@ -5,6 +5,7 @@ Sets the stage and plays the scenes; what is said and checked is in `scenes`, ho
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import suppress
 from typing import Any
@@ -29,7 +30,7 @@ def run(*, port: int = 0, once: bool = False) -> int:
     Raises:
         OSError: the port is taken.
     """
-    paper = Paper()
+    paper = Paper(sys.stdout)
     paper.title(f"idp_middleware {__version__}: the main job, end to end, on this machine")
     paper.line()
     idp, api = _stand_ins()

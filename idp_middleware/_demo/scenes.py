@@ -71,7 +71,7 @@ class Stage:
         try:
             outcome = self._call(scene, client)
         except httpx.HTTPError as exc:
-            verdicts = [(f"the call broke off ({type(exc).__name__})", False)]
+            verdicts = [(f"the call came through ({type(exc).__name__})", False)]
         else:
             self._show(scene, outcome)
             verdicts = list(scene.checks(outcome, self))
@@ -105,7 +105,7 @@ class Stage:
             for line in _request(r.method, r.target.decode("latin-1"), httpx.Headers(r.headers), r.size)
         ]
         self.paper.entry("GitHub received", received or ["nothing"])
-        text = outcome.body.decode("utf-8", "replace").strip().replace("\n", " · ")
+        text = "".join(c if c.isprintable() else "·" for c in outcome.body.decode("utf-8", "replace").strip())
         answered = outcome.response
         status = f"{answered.status_code} {answered.reason_phrase}"
         self.paper.entry("came back", [status, *_fields(answered.headers, _ANSWERED), text])
