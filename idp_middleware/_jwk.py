@@ -28,7 +28,7 @@ _RSA = tuple(alg for alg in sorted(ALGORITHMS) if alg[0] in "RP")
 _BY_CURVE = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA", "Ed448": "EdDSA"}
 _MATERIAL = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 
-_JWT = jwt.PyJWT({"require": ["exp", "iss", "aud", "sub"], "enforce_minimum_key_length": True})
+_JWT = jwt.PyJWT({"require": ["exp", "iss", "aud", "sub"]})
 
 
 class Key:
@@ -74,7 +74,7 @@ def read_keys(document: Mapping[str, Any], algorithms: Collection[str], known: I
     found: dict[tuple[str | None, ...], Key] = {}
     for entry in entries[:MAX_KEYS] if isinstance(entries, list) else ():
         identity = _identity(entry)
-        if identity is None or identity in found:
+        if identity is None:
             continue
         key = by_identity.get(identity) or _read_key(entry, identity, algorithms)
         if key is not None:

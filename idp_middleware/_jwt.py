@@ -48,9 +48,10 @@ class JWTAuthenticator:
     Several issuers are asked one after the other: the issuer is looked at before any key is, so an authenticator
     refuses a token that is not its own without asking its identity provider, even while that one is down.
 
-    A token that was verified is not verified again until it expires, or until its key leaves the issuer's key set
-    (noticed within ten minutes). A key that the issuer has just begun to sign with works at once, or within 30 seconds
-    where another unknown key id was asked for shortly before. Keys are kept for as long as no others can be fetched.
+    A token that was verified is not verified again until it expires, or until its key leaves the issuer's key set. That
+    set is fetched again, in the background, by the first request after ten minutes. A key that the issuer has just
+    begun to sign with works at once, or within 30 seconds where another unknown key id was asked for shortly before
+    (tokens without a key id: within those ten minutes). Keys are kept for as long as no others can be fetched.
 
     Args:
         issuer: the exact `iss` (RFC 8725 section 3.8), with its trailing slash if it has one (Auth0's do).

@@ -16,7 +16,7 @@ import pytest
 import time_machine
 from starlette.requests import HTTPConnection
 
-from idp_middleware import JWTAuthenticator
+from idp_middleware import Caller, JWTAuthenticator
 from idp_middleware.errors import CallerUnauthenticated, TokenSourceUnavailable
 from idp_middleware.testing import Auth0, serve, signing_key
 
@@ -48,9 +48,13 @@ def alice(auth0: Auth0, **options: Any) -> str:
     return auth0.issue_token("auth0|alice", audience=API, **{"expires_in": 10 * 86400, **options})
 
 
-async def call(authenticator: JWTAuthenticator, token: str) -> str:
+async def caller(authenticator: JWTAuthenticator, token: str) -> Caller:
     conn = HTTPConnection({"type": "http", "headers": [(b"authorization", f"Bearer {token}".encode())]})
-    return (await authenticator.authenticate(conn)).subject
+    return await authenticator.authenticate(conn)
+
+
+async def call(authenticator: JWTAuthenticator, token: str) -> str:
+    return (await caller(authenticator, token)).subject
 
 
 async def refused(authenticator: JWTAuthenticator, token: str) -> bool:
@@ -286,6 +290,18 @@ async def test_keys_of_age_are_fetched_behind_the_callers_backs(
     assert auth0.count(JWKS) == 2
 
 
+async def test_a_refresh_without_news_changes_nothing(
+    auth0: Auth0, authenticator: JWTAuthenticator, clock: Any
+) -> None:
+    """Every ten minutes, all tokens at once would be verified anew."""
+    token = alice(auth0)
+    before = await caller(authenticator, token)
+    clock.shift(600)
+    await caller(authenticator, token)
+    await soon(lambda: auth0.count(JWKS) == 2)
+    assert await caller(authenticator, token) is before
+
+
 async def test_a_withdrawn_key_takes_its_tokens_with_it(
     auth0: Auth0, authenticator: JWTAuthenticator, clock: Any
 ) -> None:
@@ -350,6 +366,27 @@ async def test_an_hour_without_keys_is_not_noticed(
     await soon(lambda: auth0.count(JWKS) == 2)
     assert await refused(authenticator, known)
     assert await call(authenticator, alice(auth0)) == "auth0|alice"
+
+
+async def test_every_outage_starts_with_short_pauses(auth0: Auth0, authenticator: JWTAuthenticator, clock: Any) -> None:
+    """The last one's length says nothing of this one's."""
+    token = alice(auth0)
+    await call(authenticator, token)
+    for _ in range(2):
+        auth0.fail(JWKS)
+        for pause in (600, 30, 60, 120, 240, 300, 300):
+            asked = auth0.count(JWKS)
+            clock.shift(pause - 1)
+            await call(authenticator, token)
+            await soon(lambda: True)
+            assert auth0.count(JWKS) == asked
+            clock.shift(1)
+            await call(authenticator, token)
+            await soon(lambda asked=asked: auth0.count(JWKS) == asked + 1)  # type: ignore[misc]
+        auth0.reset_faults()
+        clock.shift(300)
+        await call(authenticator, token)
+        await soon(lambda asked=asked: auth0.count(JWKS) == asked + 2)  # type: ignore[misc]
 
 
 async def test_random_key_ids_during_an_outage_stay_within_the_cool_down(

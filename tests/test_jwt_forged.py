@@ -265,9 +265,10 @@ HEADERS: Table = {
     **each(
         "crit",
         [["x"], [], ["exp"], "exp", ["b64"], [1], {}, None, False, ["alg"], ["http://example.invalid/UNDEFINED"]],
-        lambda crit: token(header(crit=crit, b64=True, x=1, exp=1)),
+        lambda crit: token(header(crit=crit, x=1, exp=1)),
     ),
     "crit of what is there": lambda: token({**header(crit=["nonce"]), "nonce": "1"}),
+    "crit and b64, as they should be": lambda: token(header(crit=["b64"], b64=True)),
     "b64 alone, false": lambda: token(header(b64=False)),
     "b64 alone, true": lambda: token(header(b64=True)),
     "b64 with crit, payload detached": lambda: token(header(b64=False, crit=["b64"]), ""),

@@ -60,6 +60,10 @@ claims = mutated(GOOD_CLAIMS, ["nbf", "iat", "jti", "cnf", "scope", "scp", "perm
 segments = st.binary(max_size=40) | st.builds(lambda value: json.dumps(value).encode(), values)
 
 
+def written(objects: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[bytes]:
+    return objects.map(json.dumps).map(str.encode)
+
+
 def b64(data: bytes) -> bytes:
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 
@@ -113,9 +117,11 @@ def outcome() -> Iterator[Outcome]:
         yield Outcome(runner)
 
 
-schemes = st.sampled_from([b"Bearer", b"bearer", b"BEARER", b"Basic", b"token", b"DPoP", b""]) | st.binary(max_size=8)
-spaces = st.sampled_from([b" ", b"  ", b"\t", b"", b" \t", b"\n", b"\xa0", b",", b"="])
-credentials = st.sampled_from([GOOD_TOKEN, GOOD_TOKEN[:-1], b"", b"a.b.c", b"e30.e30.e30"]) | st.binary(max_size=30)
+schemes = st.sampled_from([b"Bearer"] * 6 + [b"bearer", b"BEARER", b"Basic", b"token", b"DPoP", b"", b"\xe9"])
+spaces = st.sampled_from([b" "] * 8 + [b"  ", b"\t", b"", b" \t", b"\n", b"\xa0", b",", b"="])
+credentials = st.sampled_from([GOOD_TOKEN] * 4 + [GOOD_TOKEN[:-1], b"", b"a.b.c", b"e30.e30.e30"]) | st.binary(
+    max_size=30
+)
 fields = st.tuples(
     st.sampled_from([b"authorization", b"Authorization", b"AUTHORIZATION", b"x-authorization", b"cookie"]),
     st.builds(
@@ -123,7 +129,7 @@ fields = st.tuples(
         schemes,
         spaces,
         credentials,
-        st.sampled_from([b"", b"", b" ", b",", b" x", b"\0"]),
+        st.sampled_from([b""] * 5 + [b" ", b",", b" x", b"\0"]),
     )
     | st.binary(max_size=30),
 )
@@ -147,7 +153,7 @@ def test_any_bytes_for_a_token(outcome: Outcome, token: bytes) -> None:
 
 
 @fuzz
-@given(segments | headers.map(json.dumps).map(str.encode), segments | claims.map(json.dumps).map(str.encode))
+@given(written(headers) | written(headers) | segments, written(claims) | written(claims) | segments)
 def test_any_signed_segments(outcome: Outcome, header: bytes, payload: bytes) -> None:
     """Signed by the issuer, and still a caller only if all that has to be said is said."""
     caller = outcome.of_token(signed(header, payload))
@@ -181,7 +187,7 @@ def test_any_key_set(outcome: Outcome, document: Any) -> None:
     """A key set can make a good token a stranger's, or leave us without keys, but not break anything."""
     result = outcome.of_token(GOOD_TOKEN, authenticator(DISCOVERY, document))
     if result not in (CallerUnauthenticated, TokenSourceUnavailable):
-        published = [(key["kid"], key["x"]) for key in document["keys"] if isinstance(key, dict) and "x" in key]
+        published = [(key.get("kid"), key.get("x")) for key in document["keys"] if isinstance(key, dict)]
         assert (KEY.kid, KEY.jwk["x"]) in published
 
 
