@@ -31,13 +31,17 @@ class SigningKey:
     jwk: dict[str, Any] = field(repr=False)
 
 
-@functools.cache
-def signing_key(algorithm: str = "RS256", generation: int = 0) -> SigningKey:  # noqa: ARG001 (parts the cache's keys)
+def signing_key(algorithm: str = "RS256", generation: int = 0) -> SigningKey:
     """The process's key number `generation` for RS256 and its kin, ES256 or EdDSA.
 
     Every tenant starts at generation 0 and counts up; a key that none has published is one far off, such as 99.
     Raises `ValueError` for an algorithm without a key pair.
     """
+    return _made(algorithm, generation)
+
+
+@functools.cache
+def _made(algorithm: str, generation: int) -> SigningKey:  # noqa: ARG001 (parts the cache's keys)
     if algorithm.startswith(("RS", "PS")):
         rsa_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         return _described(algorithm, rsa_key, RSAAlgorithm.to_jwk(rsa_key.public_key(), as_dict=True))
