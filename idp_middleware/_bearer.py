@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from idp_middleware.errors import CallerUnauthenticated, ConfigurationError
+from idp_middleware.errors import CallerUnauthenticated, ConfigurationError, NotMine
 
 MAX_TOKEN = 16 * 1024
 """Bytes of a token; servers stop at 8 to 64 KiB of header, and some parsers at nothing."""
@@ -33,20 +33,21 @@ def check_schemes(schemes: Collection[str], key: str = "schemes") -> frozenset[b
 def bearer_token(headers: Iterable[tuple[bytes, bytes]], schemes: frozenset[bytes]) -> bytes:
     """What follows the scheme and exactly one space; not empty, at most `MAX_TOKEN` bytes, otherwise unchecked.
 
-    Raises `CallerUnauthenticated`: without an error code where no token of these schemes was sent (RFC 6750 section
-    3.1), with one where it is malformed or there are several fields, since two readers could pick different ones.
+    Raises `NotMine`, without an error code, where no token of these schemes was sent (RFC 6750 section 3.1); plain
+    `CallerUnauthenticated` where it is malformed or there are several fields, since two readers could pick different
+    ones.
     """
     # ASGI servers lower-case names, but the specification lets them not to.
     values = [value for name, value in headers if len(name) == 13 and name.lower() == b"authorization"]
     if len(values) != 1:
         if values:
             raise CallerUnauthenticated("several Authorization fields", error="invalid_request")
-        raise CallerUnauthenticated("no Authorization field", error=None)
+        raise NotMine("no Authorization field", error=None)
     if len(values[0]) > MAX_TOKEN + 16:
         raise CallerUnauthenticated("the Authorization field is too long")
     scheme, _, token = values[0].partition(b" ")
     if scheme.lower() not in schemes:
-        raise CallerUnauthenticated("another authentication scheme", error=None)
+        raise NotMine("another authentication scheme", error=None)
     if not token or len(token) > MAX_TOKEN:
         raise CallerUnauthenticated("the token is empty or too long")
     return token

@@ -2,7 +2,7 @@
 
 Pure functions on bytes and dicts: knows nothing of keys, HTTP or JWT libraries. All of it is cheap beside a signature,
 so a flood of forged tokens costs little. Every refusal is `CallerUnauthenticated` with a fixed text: what a token says
-is never repeated.
+is never repeated. What is no JWT, or another issuer's, is refused as `NotMine`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from idp_middleware.errors import CallerUnauthenticated
+from idp_middleware.errors import CallerUnauthenticated, ConfigurationError, NotMine
 
 MAX_KID = 256
 """Characters of a key id; the longest in use are hex thumbprints."""
+
+MAX_LEEWAY = 300.0
+"""Seconds that clocks may differ; more would be a longer life for expired tokens."""
 
 MAX_DATE = 253_402_300_799
 """9999-12-31 in seconds since the epoch. Also refuses dates in milliseconds, which would be valid for millennia."""
@@ -52,7 +55,7 @@ def unverified(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and claims, as they stand; nobody has vouched for them yet."""
     match = _COMPACT.fullmatch(token)
     if match is None:
-        refuse("not a signed JWT in compact form")
+        raise NotMine("not a signed JWT in compact form")
     return _json_object(match[1]), _json_object(match[2])
 
 
@@ -85,22 +88,10 @@ def check_claims(claims: dict[str, Any], policy: Policy, now: float) -> float:
     The issuer comes first: what another issuer's token says otherwise is none of our business.
     """
     if claims.get("iss") != policy.issuer:
-        refuse("from another issuer")
-    audience = claims.get("aud")
-    if isinstance(audience, str):
-        audience = [audience]
-    if (
-        not isinstance(audience, list)
-        or not all(isinstance(each, str) for each in audience)
-        or policy.audience.isdisjoint(audience)
-    ):
-        refuse("for another audience")
-    subject = claims.get("sub")
-    # Unprintable includes lone surrogates, which no one downstream could encode, and line breaks, which logs obey.
-    if not isinstance(subject, str) or not subject.strip() or not subject.isprintable():
-        refuse("no usable subject")
-    if not _FOREIGN.isdisjoint(claims):
-        refuse("not a plain access token")
+        raise NotMine("from another issuer")
+    check_audience(claims, policy.audience)
+    check_subject(claims)
+    check_kind(claims)
     if "exp" not in claims:
         refuse("no expiry")
     expires = _date(claims["exp"]) + policy.leeway
@@ -112,7 +103,35 @@ def check_claims(claims: dict[str, Any], policy: Policy, now: float) -> float:
     return expires
 
 
-def scopes(claims: dict[str, Any], names: Iterable[str]) -> frozenset[str]:
+def check_audience(claims: Mapping[str, Any], ours: frozenset[str]) -> None:
+    """One of ours has to be meant; `aud` is a string or a list of them (RFC 7519 section 4.1.3)."""
+    audience = claims.get("aud")
+    if isinstance(audience, str):
+        audience = [audience]
+    if (
+        not isinstance(audience, list)
+        or not all(isinstance(each, str) for each in audience)
+        or ours.isdisjoint(audience)
+    ):
+        refuse("for another audience")
+
+
+def check_subject(claims: Mapping[str, Any]) -> str:
+    """Whom it speaks for; without one there is no user whose provider token could be meant."""
+    subject = claims.get("sub")
+    # Unprintable includes lone surrogates, which no one downstream could encode, and line breaks, which logs obey.
+    if not isinstance(subject, str) or not subject.strip() or not subject.isprintable():
+        refuse("no usable subject")
+    return subject
+
+
+def check_kind(claims: Mapping[str, Any]) -> None:
+    """By its claims, an access token that whoever bears it may use."""
+    if not _FOREIGN.isdisjoint(claims):
+        refuse("not a plain access token")
+
+
+def scopes(claims: Mapping[str, Any], names: Iterable[str]) -> frozenset[str]:
     """All scopes that these claims grant: each a space-separated string, or a list of strings.
 
     What is no scope token (RFC 6749 section 3.3) grants nothing, but does not spoil the token: `permissions` and the
@@ -145,7 +164,7 @@ def _json_object(segment: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        refuse("a segment is not a JSON object")
+        raise NotMine("a segment is not a JSON object")
     return value
 
 
@@ -162,3 +181,20 @@ def _no_constant(_: str) -> NoReturn:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def string_set(values: Collection[str], key: str) -> frozenset[str]:
+    """What an authenticator's argument `key` lists. Raises `ConfigurationError`."""
+    # A bare string is a collection too: algorithms="RS256" would be R, S, 2, 5 and 6.
+    if isinstance(values, str) or not isinstance(values, Collection):
+        raise ConfigurationError("must be a list of strings", key=key)
+    if not values or not all(isinstance(value, str) and value for value in values):
+        raise ConfigurationError("must hold strings, none empty, and at least one", key=key)
+    return frozenset(values)
+
+
+def check_leeway(leeway: float) -> float:
+    """An authenticator's argument `leeway`. Raises `ConfigurationError`."""
+    if type(leeway) not in (int, float) or not 0 <= leeway <= MAX_LEEWAY:
+        raise ConfigurationError(f"must be 0 to {MAX_LEEWAY:.0f} seconds", key="leeway")
+    return leeway

@@ -17,7 +17,17 @@ import httpx
 from starlette.requests import HTTPConnection
 
 from idp_middleware._bearer import bearer_token, check_schemes
-from idp_middleware._claims import Policy, check_claims, check_header, media_type, refuse, scopes, unverified
+from idp_middleware._claims import (
+    Policy,
+    check_claims,
+    check_header,
+    check_leeway,
+    media_type,
+    refuse,
+    scopes,
+    string_set,
+    unverified,
+)
 from idp_middleware._idp_http import IdPClient
 from idp_middleware._jwk import ALGORITHMS, Key
 from idp_middleware._jwks import KeySet
@@ -27,8 +37,6 @@ from idp_middleware.errors import ConfigurationError
 
 MAX_VERIFIED = 10_000
 """Verified tokens that are remembered; the least recently seen is forgotten first."""
-
-MAX_LEEWAY = 300.0
 
 
 class _Verified(NamedTuple):
@@ -45,8 +53,8 @@ class JWTAuthenticator:
     are told by `at_hash` or `c_hash`, logout tokens by `events` or their `typ`, sender-constrained tokens by `cnf`.
     An ID token without those marks looks like an access token, so never make a client id an audience.
 
-    Several issuers are asked one after the other: the issuer is looked at before any key is, so an authenticator
-    refuses a token that is not its own without asking its identity provider, even while that one is down.
+    For several issuers, put one of these for each into `AnyOf`. The issuer is looked at before anything else, so a
+    token of another one is `NotMine` without asking this one's identity provider, even while that is down.
 
     A token that was verified is not verified again until it expires, or until its key leaves the issuer's key set. That
     set is fetched again, in the background, by the first request after ten minutes. A key that the issuer has just
@@ -93,18 +101,16 @@ class JWTAuthenticator:
             parse_base_url(issuer, "issuer", allow_insecure=allow_insecure)
             if "?" in issuer:
                 raise ConfigurationError("must not have a query", key="issuer")
-        if not _strings(algorithms, "algorithms") <= ALGORITHMS:
+        if not string_set(algorithms, "algorithms") <= ALGORITHMS:
             raise ConfigurationError(f"may hold {', '.join(sorted(ALGORITHMS))} only", key="algorithms")
-        if type(leeway) not in (int, float) or not 0 <= leeway <= MAX_LEEWAY:
-            raise ConfigurationError(f"must be 0 to {MAX_LEEWAY:.0f} seconds", key="leeway")
         self._policy = Policy(
             issuer=issuer,
-            audience=_strings((audience,) if isinstance(audience, str) else audience, "audience"),
-            algorithms=_strings(algorithms, "algorithms"),
-            types=None if types is None else frozenset(media_type(each) or "" for each in _strings(types, "types")),
-            leeway=leeway,
+            audience=string_set((audience,) if isinstance(audience, str) else audience, "audience"),
+            algorithms=string_set(algorithms, "algorithms"),
+            types=None if types is None else frozenset(media_type(each) or "" for each in string_set(types, "types")),
+            leeway=check_leeway(leeway),
         )
-        self._scope_claims = _strings(scope_claims, "scope_claims") if scope_claims else frozenset()
+        self._scope_claims = string_set(scope_claims, "scope_claims") if scope_claims else frozenset()
         self._schemes = check_schemes(schemes)
         self._client = IdPClient(transport=transport)
         self._keys = KeySet(
@@ -123,7 +129,8 @@ class JWTAuthenticator:
         """The caller that the request's token speaks for.
 
         Raises:
-            CallerUnauthenticated: there is no such token, or not a valid one.
+            NotMine: there is no token, or it is no JWT, or it names another issuer.
+            CallerUnauthenticated: the token is this issuer's by its own account, but not valid.
             TokenSourceUnavailable: the issuer's keys could not be had even once.
         """
         token = bearer_token(conn.scope["headers"], self._schemes)
@@ -148,8 +155,9 @@ class JWTAuthenticator:
 
     async def _verify(self, token: bytes, now: float) -> _Verified:
         header, claims = unverified(token)
-        alg, kid = check_header(header, self._policy)
+        # Before the header: what another issuer signs with is not ours to judge.
         expires = check_claims(claims, self._policy, now)
+        alg, kid = check_header(header, self._policy)
         keys = await self._keys.find(kid, alg)
         if kid is None and len(keys) > 1:
             refuse("the token names no key, and several fit")
@@ -166,12 +174,3 @@ class JWTAuthenticator:
                 )
                 return _Verified(caller, expires, key)
         refuse("no key of the issuer has signed this")
-
-
-def _strings(values: Collection[str], key: str) -> frozenset[str]:
-    # A bare string is a collection too: algorithms="RS256" would be R, S, 2, 5 and 6.
-    if isinstance(values, str) or not isinstance(values, Collection):
-        raise ConfigurationError("must be a list of strings", key=key)
-    if not values or not all(isinstance(value, str) and value for value in values):
-        raise ConfigurationError("must hold strings, none empty, and at least one", key=key)
-    return frozenset(values)

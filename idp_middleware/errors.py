@@ -5,6 +5,7 @@
     ├── BadRequest                  400
     │   └── BodyTooLarge            413
     ├── CallerUnauthenticated       401
+    │   └── NotMine                       and another authenticator may be asked
     ├── CallerForbidden             403
     ├── RouteNotFound               404
     ├── MethodNotAllowed            405
@@ -123,6 +124,14 @@ class CallerUnauthenticated(IdPError):
                 f'{self.scheme} error={_quoted(self.error)}, error_description="The access token is not valid here"',
             )
         ]
+
+
+class NotMine(CallerUnauthenticated):
+    """Nothing in the request is meant for this authenticator, so another may be asked.
+
+    A credential that is this authenticator's own, only not valid, is a plain `CallerUnauthenticated` and ends there:
+    who sends an expired token is not to be somebody else by a cookie. Where no other is asked, this is a 401 too.
+    """
 
 
 class CallerForbidden(IdPError):
