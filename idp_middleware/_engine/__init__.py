@@ -5,6 +5,7 @@ Imports run one way, and each file knows only what stands below it:
     _client       sends one request: framing, the one retry, the event loop   -> Engine
     _pool         the connections to one origin: reuse, bounds, waiting
     _connection   one connection: time-outs, back-pressure, the upload, its end
+    _deadline     its one timer
     _dial         DNS, TCP and TLS, and how they fail
     _parser       bytes to a response; no sockets, no clock
     _response     what the caller reads from

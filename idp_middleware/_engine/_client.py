@@ -40,7 +40,7 @@ class Engine:
         *,
         ssl_context: ssl.SSLContext | None = None,
         max_connections: int = 256,
-        max_idle: int = 128,
+        max_idle: int = 256,
         keepalive: float = 4.0,
     ) -> None:
         self._ssl_context = ssl_context

@@ -10,9 +10,10 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, cast
 
-from idp_middleware._engine._dial import ended_cleanly
+from idp_middleware._engine._deadline import Deadline
+from idp_middleware._engine._dial import ended_cleanly, reset_on_close
 from idp_middleware._engine._parser import ResponseParser
-from idp_middleware._engine._request import BodyLengthMismatch
+from idp_middleware._engine._request import send_all
 from idp_middleware._engine._response import Response
 from idp_middleware._types import Timeout
 from idp_middleware._upstream import RequestBody
@@ -33,16 +34,11 @@ class ClosedUnanswered(UpstreamUnreachable):
 
 
 class Connection(asyncio.Protocol):
-    """Opened, lent and taken back by its pool.
-
-    One timer serves every wait: `_deadline` moves with each (0 while there is none), and the timer follows when it
-    fires, so that a request costs no timer of its own.
-    """
+    """Opened, lent and taken back by its pool."""
 
     __slots__ = (
-        "_alarm",
         "_deadline",
-        "_full",
+        "_ended",
         "_loop",
         "_parser",
         "_paused",
@@ -50,7 +46,6 @@ class Connection(asyncio.Protocol):
         "_response",
         "_sent",
         "_timeout",
-        "_timer",
         "_transport",
         "_unsent",
         "_upload",
@@ -76,11 +71,11 @@ class Connection(asyncio.Protocol):
         self._response: Response | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._upload: asyncio.Task[None] | None = None
-        self._writable: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._alarm = self._deadline = 0.0
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._deadline = Deadline(loop, self._expired)
         self._unsent = 0
-        self._full = self._paused = self.opened = self.used = False
+        self._paused = self._ended = self.opened = self.used = False
         self._sent = True
         self.lost = loop.create_future()
 
@@ -88,17 +83,17 @@ class Connection(asyncio.Protocol):
 
     def usable(self) -> bool:
         """Whether a request may be written to it, as far as can be known here."""
-        return not self._transport.is_closing()
+        return not (self._ended or self._transport.is_closing())
 
     def rest(self, seconds: float) -> None:
         """Wait for the next exchange, for so long at most."""
-        self._arm(seconds)
+        self._deadline.set(seconds)
 
     def begin(self, request: bytes, bodiless: bool, timeout: Timeout) -> Response:
         """Write a request, whole or up to the body that `upload` sends; wait for its response with `expect`."""
         self._response = response = Response(self)
         self._timeout = timeout
-        self._deadline = 0.0
+        self._deadline.clear()
         self._unsent = sys.maxsize
         self.used = True
         self._parser.begin(response, bodiless)
@@ -115,14 +110,14 @@ class Connection(asyncio.Protocol):
         """Done once the head has arrived or the exchange has failed; who is cancelled while waiting calls `abort`."""
         self._waiter = waiter = self._loop.create_future()
         if self._sent:
-            self._arm(self._timeout.read)
+            self._deadline.set(self._timeout.read)
         return waiter
 
     def expect_body(self, response: Response) -> asyncio.Future[None]:
         """The same for more of the body."""
         self._waiter = waiter = self._loop.create_future()
         if response.paced:
-            self._arm(self._timeout.read)
+            self._deadline.set(self._timeout.read)
         return waiter
 
     def resume_reading(self) -> None:
@@ -140,6 +135,8 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, whatever is under way. May be called again."""
         self._leave()
+        if self._transport.get_write_buffer_size():
+            reset_on_close(self._transport)
         self._transport.abort()
 
     def fail(self, exc: Exception) -> None:
@@ -172,26 +169,28 @@ class Connection(asyncio.Protocol):
             return
         if not response.status:
             return
+        if self._upload is not None and response.status >= 300:
+            # The upstream does not want the rest (RFC 9112 section 9.3); a 2xx may well be an answer in progress.
+            # Stopped before anybody is woken who might read the body anew.
+            self._stop_upload()
         if self._waiter is not None:
-            self._deadline = 0.0
+            self._deadline.clear()
             self._wake()
         elif response.size > READ_AHEAD and not self._paused and not parser.complete:
             self._paused = True
             self._transport.pause_reading()
-        if self._upload is not None and response.status >= 300:
-            # The upstream does not want the rest (RFC 9112 section 9.3); a 2xx may well be an answer in progress.
-            self._stop_upload()
         if parser.complete:
             self._finish(response)
 
     def pause_writing(self) -> None:
-        self._full = True
+        self._writable.clear()
 
     def resume_writing(self) -> None:
-        self._full = False
-        waiter, self._writable = self._writable, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._writable.set()
+
+    def eof_received(self) -> None:
+        # The transport closes by itself, with TLS only after a while.
+        self._ended = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         response, parser = self._response, self._parser
@@ -225,12 +224,9 @@ class Connection(asyncio.Protocol):
         response, self._response = self._response, None
         if response is not None:
             response.connection = None
-        self._wake()
         self._stop_upload()
-        self._deadline = 0.0
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._wake()
+        self._deadline.cancel()
         self._pool.forget(self)
 
     def _wake(self) -> None:
@@ -247,7 +243,7 @@ class Connection(asyncio.Protocol):
 
     async def _send(self, body: RequestBody) -> None:
         try:
-            await self._send_all(body)
+            await send_all(body, self._transport, self._drained)
         except (Exception, asyncio.CancelledError) as exc:
             if self._upload is not None:
                 self._upload = None
@@ -257,67 +253,33 @@ class Connection(asyncio.Protocol):
             return
         self._upload = None
         self._sent = True
-        if self._response is not None and not self._response.status:
-            self._arm(self._timeout.read)
-
-    async def _send_all(self, body: RequestBody) -> None:
-        transport, left = self._transport, body.length
-        while chunk := await body.read():
-            if left is None:
-                transport.writelines((b"%x\r\n" % len(chunk), chunk, b"\r\n"))
-            else:
-                left -= len(chunk)
-                # The last piece waits for the end of the body: one that is too long must not look whole.
-                if left < 0 or (left == 0 and await body.read()):
-                    left = -1
-                    break
-                transport.write(chunk)
-            if self._full:
-                await self._drained()
-        if left:
-            raise BodyLengthMismatch("the request body does not have the announced length")
-        if left is None:
-            transport.write(b"0\r\n\r\n")
+        if not self._answered:
+            self._deadline.set(self._timeout.read)
 
     async def _drained(self) -> None:
-        self._writable = waiter = self._loop.create_future()
-        # Once the head is there, only the reader's patience counts.
-        if self._response is not None and not self._response.status:
-            self._unsent = self._transport.get_write_buffer_size()
-            self._arm(self._timeout.write)
-        await waiter
-        if self._response is not None and not self._response.status:
-            self._deadline = 0.0
-
-    # The clock.
-
-    def _arm(self, seconds: float) -> None:
-        self._deadline = when = self._loop.time() + seconds
-        if self._timer is None:
-            self._alarm = when
-            self._timer = self._loop.call_at(when, self._tick)
-        elif when < self._alarm:
-            self._timer.cancel()
-            self._alarm = when
-            self._timer = self._loop.call_at(when, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        if not self._deadline:
+        if self._writable.is_set():
             return
-        left = self._deadline - self._loop.time()
-        if left > 0:
-            self._arm(left)
-            return
-        response = self._response
-        if response is None:
+        self._unsent = self._transport.get_write_buffer_size()
+        if not self._answered:
+            self._deadline.set(self._timeout.write)
+        await self._writable.wait()
+        if not self._answered:
+            self._deadline.clear()
+
+    @property
+    def _answered(self) -> bool:
+        """Whether the head is there: from then on only the reader's patience counts."""
+        return self._response is None or self._response.status != 0
+
+    def _expired(self) -> None:
+        if self._response is None:
             self.close()
             return
         unsent = self._transport.get_write_buffer_size()
-        if not response.status and 0 < unsent < self._unsent:
+        if 0 < unsent < self._unsent and not self._answered:
             # Not silence yet: bytes of the request are still leaving.
             self._unsent = unsent
-            self._arm(self._timeout.write)
+            self._deadline.set(self._timeout.write)
             return
         what = "take the request" if self._upload is not None or unsent else "answer"
         self.fail(UpstreamTimeout(f"the upstream did not {what} in time"))

@@ -6,10 +6,13 @@ Knows nothing of HTTP but the protocol name. Nothing here looks at proxies in th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import ssl
+import struct
+import sys
 from collections.abc import Callable
-from socket import gaierror
 from typing import Any
 
 from idp_middleware._routes import Origin
@@ -20,6 +23,8 @@ HAPPY_EYEBALLS_DELAY = 0.25
 
 TLS_SHUTDOWN_TIMEOUT = 2.0
 """Seconds that a closing connection waits for the peer's close_notify; asyncio's own 30 would pile up sockets."""
+
+_NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 def default_ssl_context() -> ssl.SSLContext:
@@ -53,7 +58,7 @@ async def dial(
             await loop.create_connection(protocol, origin.host, origin.port, **options)
     except TimeoutError:
         raise UpstreamTimeout("connecting took too long") from None
-    except gaierror:
+    except socket.gaierror:
         raise UpstreamUnreachable("the host name was not resolved") from None
     except ssl.SSLCertVerificationError as exc:
         raise UpstreamUnreachable(f"certificate not accepted: {exc.verify_message}") from None
@@ -64,6 +69,19 @@ async def dial(
         raise UpstreamUnreachable(
             f"no connection: {os.strerror(exc.errno) if exc.errno else type(exc).__name__}"
         ) from None
+
+
+def reset_on_close(transport: asyncio.Transport) -> None:
+    """Let go of what the kernel still holds to be sent.
+
+    Closing alone waits behind it, for as long as the peer does not read; and what is left of a broken request is of
+    no use to anybody.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        # It may have been closed by now; then there is nothing left to let go of.
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
 
 
 def ended_cleanly(transport: asyncio.Transport) -> bool:

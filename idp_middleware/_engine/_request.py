@@ -1,10 +1,13 @@
-"""The bytes of a request: its head, and a body small enough to be sent along with it.
+"""The bytes of a request: its head, and its body as it is framed (RFC 9112 sections 6 and 7.1).
 
 Knows nothing of connections. Field names and values come from a server's parser or from checked configuration; what is
 looked at here is only what could end a line early, since that would be a second request.
 """
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
 
 from idp_middleware._types import RawHeaders
 from idp_middleware._upstream import RequestBody
@@ -51,5 +54,33 @@ async def gather(body: RequestBody, length: int) -> bytes:
         if len(content) > length:
             break
     if len(content) != length:
-        raise BodyLengthMismatch("the request body does not have the announced length")
+        raise _mismatch()
     return content
+
+
+async def send_all(
+    body: RequestBody, transport: asyncio.WriteTransport, drained: Callable[[], Awaitable[None]]
+) -> None:
+    """Write a body as it arrives, framed as its length says; `drained` waits until more may be written.
+
+    Raises as `gather`; what has been written by then does not look like a whole request.
+    """
+    left = body.length
+    while chunk := await body.read():
+        if left is None:
+            transport.writelines((b"%x\r\n" % len(chunk), chunk, b"\r\n"))
+        else:
+            left -= len(chunk)
+            # The last piece waits for the end of the body, which might be too long.
+            if left < 0 or (left == 0 and await body.read()):
+                raise _mismatch()
+            transport.write(chunk)
+        await drained()
+    if left:
+        raise _mismatch()
+    if left is None:
+        transport.write(b"0\r\n\r\n")
+
+
+def _mismatch() -> BodyLengthMismatch:
+    return BodyLengthMismatch("the request body does not have the announced length")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
 
 import pytest
@@ -218,19 +219,28 @@ async def test_a_body_whose_reading_is_cancelled_fails_the_request(engine, serve
         await get(engine, upstream, method=b"POST", body=Chunks(b"a", asyncio.CancelledError()))
 
 
+def established(peer):
+    info = getattr(socket, "TCP_INFO", None)
+    return info and peer.writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, info, 1) == b"\1"
+
+
 async def test_an_upstream_that_stops_taking_the_body_times_out(engine, serve):
     """Bounds each stall, not the whole upload."""
 
     async def handler(peer):
         await peer.head()
         peer.writer.transport.pause_reading()
-        await asyncio.sleep(0.5)
-        peer.reset()
+        await over.wait()
+        # Not behind megabytes that nobody takes.
+        await until(lambda: not established(peer))
 
+    over = asyncio.Event()
     upstream = await serve(handler)
     body = Chunks(*[PIECE] * 1000, length=1000 * len(PIECE))
     with pytest.raises(UpstreamTimeout, match="take the request"):
         await get(engine, upstream, method=b"POST", body=body, timeout=replace(PATIENCE, write=0.1))
+    over.set()
+    await until(lambda: not upstream.tasks)
 
 
 async def test_an_upload_that_moves_does_not_time_out(engine, serve):
