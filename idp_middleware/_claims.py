@@ -193,6 +193,13 @@ def string_set(values: Collection[str], key: str) -> frozenset[str]:
     return frozenset(values)
 
 
+def text(value: str, key: str) -> str:
+    """An authenticator's argument `key`, such as its issuer. Raises `ConfigurationError`."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ConfigurationError("must be a string, and not empty", key=key)
+    return value
+
+
 def check_leeway(leeway: float) -> float:
     """An authenticator's argument `leeway`. Raises `ConfigurationError`."""
     if type(leeway) not in (int, float) or not 0 <= leeway <= MAX_LEEWAY:

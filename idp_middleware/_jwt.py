@@ -26,6 +26,7 @@ from idp_middleware._claims import (
     refuse,
     scopes,
     string_set,
+    text,
     unverified,
 )
 from idp_middleware._idp_http import IdPClient
@@ -93,8 +94,7 @@ class JWTAuthenticator:
         allow_insecure: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        if not isinstance(issuer, str) or not issuer or not issuer.isprintable():
-            raise ConfigurationError("must be a string, and not empty", key="issuer")
+        text(issuer, "issuer")
         if jwks_url is not None:
             parse_base_url(jwks_url, "jwks_url", allow_insecure=allow_insecure)
         else:
@@ -161,16 +161,16 @@ class JWTAuthenticator:
         keys = await self._keys.find(kid, alg)
         if kid is None and len(keys) > 1:
             refuse("the token names no key, and several fit")
-        text = token.decode()
+        compact = token.decode()
         for key in keys:
-            verified = key.verify(text, alg, self._policy)
+            verified = key.verify(compact, alg, self._policy)
             if verified is not None:
                 caller = Caller(
                     subject=verified["sub"],
                     scopes=scopes(verified, self._scope_claims),
                     # Shared by all requests with this token.
                     claims=MappingProxyType(verified),
-                    credential=text,
+                    credential=compact,
                 )
                 return _Verified(caller, expires, key)
         refuse("no key of the issuer has signed this")

@@ -23,12 +23,14 @@ from idp_middleware.testing._auth0_wire import Identity
 from idp_middleware.testing._keys import SigningKey, signing_key
 from idp_middleware.testing._recording import RecordedRequest
 from idp_middleware.testing.auth0 import Auth0
+from idp_middleware.testing.introspection import IntrospectionServer
 from idp_middleware.testing.provider import ProviderAPI
 from idp_middleware.testing.server import RunningServer, serve
 
 __all__ = [
     "Auth0",
     "Identity",
+    "IntrospectionServer",
     "ProviderAPI",
     "RecordedRequest",
     "RunningServer",
