@@ -15,20 +15,26 @@ GitHub token. Asyncio only.
 """
 
 from idp_middleware import errors, providers, sources
+from idp_middleware._any_of import AnyOf
 from idp_middleware._cache import TokenCache
+from idp_middleware._introspection import IntrospectionAuthenticator
 from idp_middleware._jwt import JWTAuthenticator
 from idp_middleware._middleware import IdPMiddleware
 from idp_middleware._routes import ProxyRoute
+from idp_middleware._session import SessionAuthenticator
 from idp_middleware._types import Authenticator, Caller, Timeout, Token, TokenSource
 from idp_middleware._version import __version__
 from idp_middleware.config import load_config
 
 __all__ = [
+    "AnyOf",
     "Authenticator",
     "Caller",
     "IdPMiddleware",
+    "IntrospectionAuthenticator",
     "JWTAuthenticator",
     "ProxyRoute",
+    "SessionAuthenticator",
     "Timeout",
     "Token",
     "TokenCache",

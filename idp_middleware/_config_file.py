@@ -118,13 +118,13 @@ class ConfigFile:
 class Table:
     """A table of the file. What is taken from it is known; anything else in it is a mistake."""
 
-    def __init__(self, file: ConfigFile, path: tuple[str, ...], data: Mapping[str, Any]) -> None:
+    def __init__(self, file: ConfigFile, path: tuple[str, ...], data: Mapping[str, Any], number: int = 0) -> None:
         self._file = file
         self._path = path
         self._data = data
         self._taken: list[str] = []
         self.key = path[-1] if path else ""
-        self.name = _dotted(path)
+        self.name = f"{_dotted(path)} #{number}" if number else _dotted(path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._data
@@ -173,6 +173,17 @@ class Table:
         if not isinstance(data, dict):
             self.wrong(f"must be a table, [{_dotted(path)}], not {kind_of(data)}", key)
         return Table(self._file, path, data)
+
+    def one_or_more(self, key: str) -> list[Table]:
+        """A table inside, or the several that stand there as an array of tables."""
+        data = self._data.get(key)
+        if not isinstance(data, list):
+            return [self.table(key)]
+        self._taken.append(key)
+        path = (*self._path, key)
+        if not data or not all(isinstance(item, dict) for item in data):
+            self.wrong(f"must be a table, [{_dotted(path)}], or several of [[{_dotted(path)}]]", key)
+        return [Table(self._file, path, item, number) for number, item in enumerate(data, start=1)]
 
     def tables(self, key: str) -> list[Table]:
         """The tables inside a table of tables, which need not be there."""

@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from idp_middleware import sources
+from idp_middleware._any_of import AnyOf
 from idp_middleware._cache import TokenCache
 from idp_middleware._config_file import ConfigFile, Table
+from idp_middleware._introspection import IntrospectionAuthenticator
 from idp_middleware._jwt import JWTAuthenticator
 from idp_middleware._routes import ProxyRoute, RouteMap
+from idp_middleware._session import SessionAuthenticator
 from idp_middleware._types import Authenticator, TokenSource
 from idp_middleware.errors import ConfigurationError
 from idp_middleware.providers import PRESETS
 
 AUTHENTICATORS: Mapping[str, Callable[..., Authenticator]] = {
     "jwt": JWTAuthenticator,
+    "introspection": IntrospectionAuthenticator,
+    "session": SessionAuthenticator,
 }
 SOURCES: Mapping[str, Callable[..., TokenSource]] = {
     "auth0-management": sources.Auth0Management,
@@ -77,7 +82,8 @@ def read_config(path: str | os.PathLike[str]) -> Config:
     top = file.top()
     prefix = top.take("prefix", str, "/idp")
     top.no_more("authenticator", "sources", "routes", "cache")
-    authenticator = top.table("authenticator").build_type(AUTHENTICATORS)
+    ways_in = [table.build_type(AUTHENTICATORS) for table in top.one_or_more("authenticator")]
+    authenticator = ways_in[0] if len(ways_in) == 1 else AnyOf(*ways_in)
     by_name = {table.key: table.build_type(SOURCES) for table in top.tables("sources")}
     tables = top.tables("routes")
     if not tables:

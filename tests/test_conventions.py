@@ -16,8 +16,8 @@ LAYERS = [
     {"_routes"},
     {"_headers", "_public_urls", "_inbound", "_upstream", "_idp_http"},
     {"_engine", "_httpx_upstream", "_bearer", "_claims", "_jwk", "sources", "_tokens"},
-    {"_jwks", "_cache"},
-    {"_jwt"},
+    {"_jwks", "_cache", "_introspected"},
+    {"_jwt", "_introspection", "_session", "_any_of"},
     {"providers"},
     {"_middleware"},
     {"_config_types"},
@@ -98,11 +98,14 @@ def test_the_public_names_are_a_list_that_is_kept():
     """What users import; a name that appears or vanishes is a decision."""
     assert idp_middleware.__all__ == sorted(idp_middleware.__all__)
     assert set(idp_middleware.__all__) == {
+        "AnyOf",
         "Authenticator",
         "Caller",
         "IdPMiddleware",
+        "IntrospectionAuthenticator",
         "JWTAuthenticator",
         "ProxyRoute",
+        "SessionAuthenticator",
         "Timeout",
         "Token",
         "TokenCache",
