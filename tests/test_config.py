@@ -281,7 +281,7 @@ def test_http_is_for_loopback_or_with_permission() -> None:
         ),
         pytest.param(
             FILE.replace('type = "jwt"', ""),
-            "idp.toml: [authenticator]: type: is missing; it names a type (jwt)",
+            "idp.toml: [authenticator]: type: is missing; it names a type (introspection, jwt, session)",
             id="missing type",
         ),
         pytest.param(
