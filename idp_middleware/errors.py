@@ -5,6 +5,7 @@
     ├── BadRequest                  400
     │   └── BodyTooLarge            413
     ├── CallerUnauthenticated       401
+    │   └── InteractionRequired     401
     │   └── NotMine                       and another authenticator may be asked
     ├── CallerForbidden             403
     ├── RouteNotFound               404
@@ -28,6 +29,7 @@ log; neither carries a secret. This module imports nothing of ours.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -132,6 +134,40 @@ class NotMine(CallerUnauthenticated):
     A credential that is this authenticator's own, only not valid, is a plain `CallerUnauthenticated` and ends there:
     who sends an expired token is not to be somebody else by a cookie. Where no other is asked, this is a 401 too.
     """
+
+
+class InteractionRequired(CallerUnauthenticated):
+    """The identity provider gives no token before the user has signed in again and met its demands (a second factor).
+
+    `claims` are the demands, the JSON text that it sent: the client adds them to its next authorization request and
+    comes back with the new token. The challenge is Microsoft's, which its client libraries read: `claims` in Base64
+    (https://learn.microsoft.com/entra/identity-platform/claims-challenge). Trying again with the same token is useless.
+    """
+
+    name = "interaction-required"
+    title = "The user must sign in again and meet what the identity provider asks for."
+
+    def __init__(self, message: str = "", *, claims: str | None = None, authorization_uri: str | None = None) -> None:
+        super().__init__(message, error="insufficient_claims" if claims else "interaction_required")
+        self.claims = claims
+        self.authorization_uri = authorization_uri
+
+    def _encoded(self) -> str | None:
+        return base64.b64encode(self.claims.encode("utf-8", "replace")).decode() if self.claims else None
+
+    def members(self) -> dict[str, Any]:
+        # Besides the header, which a page of another origin sees only if it is exposed to it.
+        return {"claims": claims} if (claims := self._encoded()) else {}
+
+    def headers(self) -> list[tuple[str, str]]:
+        parameters = {
+            "realm": "",
+            "authorization_uri": self.authorization_uri,
+            "error": self.error,
+            "claims": self._encoded(),
+        }
+        told = ", ".join(f"{name}={_quoted(value)}" for name, value in parameters.items() if value is not None)
+        return [("www-authenticate", f"{self.scheme} {told}")]
 
 
 class CallerForbidden(IdPError):

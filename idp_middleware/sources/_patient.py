@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any, Final
@@ -45,9 +45,11 @@ class PatientClient(IdPClient):
         *,
         headers: Mapping[str, str] | None = None,
         json: Any = None,
-        form: Mapping[str, Any] | None = None,
+        form: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     ) -> Answer:
         """As `IdPClient.request`, but never an answer 429.
+
+        A function as `json` or `form` is called for each attempt, for a body that must not be sent twice.
 
         Raises:
             TokenSourceUnavailable: also where the rate limit lasts too long to wait; `retry_after` says how long.
@@ -60,7 +62,7 @@ class PatientClient(IdPClient):
                 # Looked at after the wait for a turn, since whoever was ahead may have been turned away.
                 wait = self._closed_until - monotonic()
                 if wait <= 0:
-                    answer = await super().request(method, url, headers=headers, json=json, form=form)
+                    answer = await super().request(method, url, headers=headers, json=_now(json), form=_now(form))
                     if answer.status != 429:
                         return answer
                     told = answer.retry_after()
@@ -88,3 +90,7 @@ class PatientClient(IdPClient):
             yield
         finally:
             turns.release()
+
+
+def _now(body: Any) -> Any:
+    return body() if callable(body) else body

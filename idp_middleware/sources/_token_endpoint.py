@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias, TypedDict, Unpack
 
-from idp_middleware._idp_http import IdPClient
-from idp_middleware._types import Token
-from idp_middleware.errors import TokenSourceFailed, TokenSourceUnavailable
+from idp_middleware._idp_http import DEFAULT_TIMEOUT, Transport
+from idp_middleware._routes import parse_base_url
+from idp_middleware._types import Timeout, Token, _HoldsSecret
+from idp_middleware.errors import ConfigurationError, TokenSourceFailed, TokenSourceUnavailable
+from idp_middleware.sources._client_auth import ClientAuth
+from idp_middleware.sources._patient import PatientClient
 
 MAX_LIFE: Final = 365 * 24 * 3600.0
 """Seconds; what claims to live longer is believed no further."""
@@ -23,20 +26,109 @@ _SECRET_FIELDS = frozenset(
 )
 
 
-class GrantRefused(TokenSourceFailed):
-    """The token endpoint said no; `code` is its `error` (RFC 6749 section 5.2 has the standard ones)."""
+Fields: TypeAlias = Mapping[str, str | Sequence[str]]
+"""Parameters of a request; one with several values is sent as often (RFC 8693 section 2.1)."""
 
-    def __init__(self, message: str = "", *, code: str = "") -> None:
+
+class ClientOptions(TypedDict, total=False):
+    """What every source that asks a token endpoint takes besides its own arguments.
+
+    `client_secret`, `client_auth`, `private_key` and `key_id` are as `ClientAuth` describes them. `issuer`: the
+    server's name (RFC 8414 section 2), where statements signed with `private_key` have to be for that rather than for
+    the endpoint. `allow_insecure`: permit `http://` to a host that is not loopback. `transport`: replaces the network.
+    `timeout`: bounds on waiting for the server; `pool` is the wait for a turn, as ten requests go to it at a time.
+    """
+
+    client_secret: str | None
+    client_auth: str
+    private_key: str | None
+    key_id: str | None
+    issuer: str | None
+    allow_insecure: bool
+    transport: Transport | None
+    timeout: Timeout
+
+
+class GrantRefused(TokenSourceFailed):
+    """The token endpoint said no; `code` is its `error` (RFC 6749 section 5.2 has the standard ones).
+
+    `answer` is all it said, for the source to look into: it may hold what must not be shown.
+    """
+
+    def __init__(self, message: str = "", *, code: str = "", answer: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.answer = answer or {}
+
+    def explained(self, hint: str | None) -> TokenSourceFailed:
+        """The same for the operator's log, with what to do about it, and without the answer."""
+        return TokenSourceFailed(f"{self}; {hint}" if hint else str(self))
+
+
+class TokenEndpoint(_HoldsSecret):
+    """A token endpoint, our credentials there and the pace it sets.
+
+    Args:
+        url: of the endpoint.
+        key: what a mistake in `url` is told under.
+        client_id: the client.
+        audience: whom a signed statement is for; default the endpoint.
+        thumbprint: see `ClientAuth`.
+        options: `ClientOptions`.
+
+    Raises:
+        ConfigurationError: naming the argument at fault.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        client_id: str,
+        key: str = "token_url",
+        audience: str | None = None,
+        thumbprint: bool = False,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        if unknown := options.keys() - ClientOptions.__annotations__.keys():
+            raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
+        parse_base_url(url, key, allow_insecure=options.get("allow_insecure", False))
+        self.url = url
+        self._auth = ClientAuth(
+            client_id=client_id,
+            client_secret=options.get("client_secret"),
+            client_auth=options.get("client_auth", "post"),
+            private_key=options.get("private_key"),
+            key_id=options.get("key_id"),
+            audience=options.get("issuer") or audience or url,
+            thumbprint=thumbprint,
+        )
+        self.http = PatientClient(transport=options.get("transport"), timeout=options.get("timeout", DEFAULT_TIMEOUT))
+        self.client_id = self._auth.client_id
+
+    async def grant(self, fields: Fields, *, url: str | None = None, as_json: bool = False) -> dict[str, Any]:
+        """As `request_grant`; `url` is another endpoint of the same server."""
+        return await request_grant(self.http, url or self.url, fields, auth=self._auth, as_json=as_json)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.http.aclose()
+
+
+def server_url(url: str, key: str, *, allow_insecure: bool = False) -> str:
+    """The URL that a server's endpoints are under, without a slash at the end. Raises `ConfigurationError`."""
+    _, _, query = parse_base_url(url, key, allow_insecure=allow_insecure)
+    if query:
+        raise ConfigurationError("must not have a query", key=key)
+    return url.rstrip("/")
 
 
 async def request_grant(
-    client: IdPClient, url: str, fields: Mapping[str, str], *, as_json: bool = False
+    client: PatientClient, url: str, fields: Fields, *, auth: ClientAuth | None = None, as_json: bool = False
 ) -> dict[str, Any]:
     """The JSON of a successful answer.
 
-    Sends a form as the RFC has it, or JSON where a vendor documents that.
+    Sends a form as the RFC has it, or JSON where a vendor documents that; `auth` adds our credentials.
 
     Raises:
         GrantRefused: an error answer, HTTP 200 with an `error` included (GitHub).
@@ -44,15 +136,26 @@ async def request_grant(
         TokenSourceTimeout: no answer in time.
         TokenSourceFailed: not an answer of a token endpoint.
     """
-    answer = await client.request("POST", url, **({"json": dict(fields)} if as_json else {"form": fields}))
+    own: Mapping[str, str] = {}
+
+    def body() -> Fields:
+        nonlocal own
+        own = auth.fields() if auth else {}
+        return {**fields, **own}
+
+    headers = auth.headers() if auth else {}
+    answer = await client.request("POST", url, headers=headers, **({"json": body} if as_json else {"form": body}))
     if answer.status == 429 or answer.status >= 500:
         raise TokenSourceUnavailable(f"token endpoint: status {answer.status}", retry_after=answer.retry_after())
-    body = answer.json()
-    if answer.status != 200 or body.get("error") is not None:
-        code = _printable(body.get("error"), 80)
-        told = f"status {answer.status}, {code or 'no error code'}{_description(body, fields)}"
-        raise GrantRefused(f"token endpoint: {told}", code=code)
-    return body
+    told = answer.json()
+    if answer.status != 200 or told.get("error") is not None:
+        code = _printable(told.get("error"), 80)
+        secrets = [value for name, value in {**fields, **own}.items() if name in _SECRET_FIELDS]
+        if auth is not None and auth.secret is not None:
+            secrets.append(auth.secret)
+        why = f"status {answer.status}, {code or 'no error code'}{_description(told, secrets)}"
+        raise GrantRefused(f"token endpoint: {why}", code=code, answer=told)
+    return told
 
 
 def bearer_token(answer: Mapping[str, Any], asked_at: float) -> Token:
@@ -88,13 +191,14 @@ def _seconds(value: object) -> float | None:
     return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_LIFE)
 
 
-def _description(body: Mapping[str, Any], sent: Mapping[str, str]) -> str:
+def _description(body: Mapping[str, Any], secrets: Sequence[str | Sequence[str]]) -> str:
     """What an operator needs most of the answer, without any secret of ours that it repeats."""
     text = body.get("error_description")
     if not isinstance(text, str) or not text:
         return ""
-    for name in _SECRET_FIELDS & sent.keys():
-        text = text.replace(sent[name], "***")
+    for secret in secrets:
+        if isinstance(secret, str) and secret:
+            text = text.replace(secret, "***")
     return f" ({_printable(text, 300)})"
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from time import time
-from typing import Any
+from typing import Any, Unpack
 from urllib.parse import quote
 
-from idp_middleware._idp_http import DEFAULT_TIMEOUT, Answer, Transport
-from idp_middleware._routes import ProxyRoute, parse_base_url
+from idp_middleware._idp_http import Answer
+from idp_middleware._routes import ProxyRoute
 from idp_middleware._tokens import Obtained, TokenKeeper
-from idp_middleware._types import Caller, Timeout, Token, _HoldsSecret
+from idp_middleware._types import Caller, Token, _HoldsSecret
 from idp_middleware.errors import (
     ConfigurationError,
     IdentityAmbiguous,
@@ -21,9 +21,7 @@ from idp_middleware.errors import (
     TokenSourceFailed,
     TokenSourceUnavailable,
 )
-from idp_middleware.sources._patient import PatientClient
-from idp_middleware.sources._token_endpoint import bearer_token, request_grant
-from idp_middleware.sources.client_credentials import required
+from idp_middleware.sources._token_endpoint import ClientOptions, TokenEndpoint, bearer_token, server_url
 
 
 class Auth0Management(_HoldsSecret):
@@ -38,12 +36,9 @@ class Auth0Management(_HoldsSecret):
         domain: the tenant, such as `acme.eu.auth0.com`.
         base_url: instead of `domain`, for tests and private clouds.
         client_id: of the machine-to-machine application.
-        client_secret: its password.
         management_audience: the Management API's identifier; default `{base_url}/api/v2/`. With a custom domain it is
             still the tenant's own: `https://acme.eu.auth0.com/api/v2/`.
-        allow_insecure: permit `http://` to a host that is not loopback.
-        transport: replaces the network.
-        timeout: bounds on waiting for Auth0; `pool` is the wait for a turn, as ten requests go to the tenant at a time.
+        client: `ClientOptions`, such as the `client_secret`.
 
     Raises:
         ConfigurationError: naming the argument at fault.
@@ -57,27 +52,21 @@ class Auth0Management(_HoldsSecret):
         domain: str | None = None,
         base_url: str | None = None,
         client_id: str,
-        client_secret: str,
         management_audience: str | None = None,
-        allow_insecure: bool = False,
-        transport: Transport | None = None,
-        timeout: Timeout = DEFAULT_TIMEOUT,
+        **client: Unpack[ClientOptions],
     ) -> None:
-        self._base_url = _base_url(domain, base_url, allow_insecure)
+        self._base_url = tenant_url(domain, base_url, allow_insecure=client.get("allow_insecure", False))
         self._fields = {
             "grant_type": "client_credentials",
-            "client_id": required("client_id", client_id),
-            "client_secret": required("client_secret", client_secret),
             "audience": management_audience or f"{self._base_url}/api/v2/",
         }
-        # One client for both endpoints: a tenant that limits our rate does so for all we ask.
-        self._client = PatientClient(transport=transport, timeout=timeout)
+        self._endpoint = auth0_token_endpoint(self._base_url, client_id, **client)
         self._management = TokenKeeper()
 
     @property
     def identity(self) -> tuple[str, ...]:
         """What the tokens depend on, the secret aside."""
-        return ("auth0-management", self._base_url, self._fields["client_id"], self._fields["audience"])
+        return ("auth0-management", self._base_url, self._endpoint.client_id, self._fields["audience"])
 
     def cache_key(self, caller: Caller, route: ProxyRoute) -> tuple[str | None, ...]:  # noqa: ARG002
         """The same tokens for a user whatever scopes the caller's own token has."""
@@ -111,10 +100,10 @@ class Auth0Management(_HoldsSecret):
     async def aclose(self) -> None:
         """Close the connections."""
         await self._management.aclose()
-        await self._client.aclose()
+        await self._endpoint.aclose()
 
     def __repr__(self) -> str:
-        return f"Auth0Management(base_url={self._base_url!r}, client_id={self._fields['client_id']!r})"
+        return f"Auth0Management(base_url={self._base_url!r}, client_id={self._endpoint.client_id!r})"
 
     async def _look_up(self, segment: str) -> Answer:
         url = f"{self._base_url}/api/v2/users/{segment}?fields=identities&include_fields=true"
@@ -127,26 +116,33 @@ class Auth0Management(_HoldsSecret):
         return answer
 
     async def _get(self, url: str, management: Token) -> Answer:
-        return await self._client.request("GET", url, headers={"authorization": f"Bearer {management.value}"})
+        # The endpoint's own client: a tenant that limits our rate does so for all we ask.
+        return await self._endpoint.http.request("GET", url, headers={"authorization": f"Bearer {management.value}"})
 
     async def _grant(self, held: Token | None, refused: Token | None) -> Obtained:  # noqa: ARG002
         # Auth0 documents JSON here.
         asked_at = time()
-        answer = await request_grant(self._client, f"{self._base_url}/oauth/token", self._fields, as_json=True)
-        return bearer_token(answer, asked_at), asked_at
+        return bearer_token(await self._endpoint.grant(self._fields, as_json=True), asked_at), asked_at
 
 
-def _base_url(domain: str | None, base_url: str | None, allow_insecure: bool) -> str:
+def auth0_token_endpoint(base_url: str, client_id: str, **client: Unpack[ClientOptions]) -> TokenEndpoint:
+    """A tenant's token endpoint.
+
+    A signed statement is for the tenant, with a slash at the end
+    (https://auth0.com/docs/get-started/authentication-and-authorization-flow/authenticate-with-private-key-jwt).
+    """
+    return TokenEndpoint(f"{base_url}/oauth/token", client_id=client_id, audience=f"{base_url}/", **client)
+
+
+def tenant_url(domain: str | None, base_url: str | None, *, allow_insecure: bool) -> str:
+    """A tenant's URL without a slash at the end, of its `domain` or of `base_url`. Raises `ConfigurationError`."""
     if (domain is None) == (base_url is None):
         raise ConfigurationError("give either domain or base_url", key="domain" if base_url is None else "base_url")
     if base_url is None:
         if not isinstance(domain, str) or not re.fullmatch("[A-Za-z0-9.-]+", domain):
             raise ConfigurationError("must be a host name, such as acme.eu.auth0.com", key="domain")
         return f"https://{domain.lower()}"
-    _, _, query = parse_base_url(base_url, "base_url", allow_insecure=allow_insecure)
-    if query:
-        raise ConfigurationError("must not have a query", key="base_url")
-    return base_url.rstrip("/")
+    return server_url(base_url, "base_url", allow_insecure=allow_insecure)
 
 
 def _segment(subject: str) -> str | None:
