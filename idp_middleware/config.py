@@ -30,9 +30,13 @@ AUTHENTICATORS: Mapping[str, Callable[..., Authenticator]] = {
 }
 SOURCES: Mapping[str, Callable[..., TokenSource]] = {
     "auth0-management": sources.Auth0Management,
+    "auth0-token-vault": sources.Auth0TokenVault,
     "client-credentials": sources.ClientCredentials,
+    "keycloak-broker": sources.KeycloakBroker,
+    "on-behalf-of": sources.OnBehalfOf,
     "pass-through": sources.PassThrough,
     "static": sources.Static,
+    "token-exchange": sources.TokenExchange,
 }
 """What `type` may say. A new one is a line here; its constructor's keyword arguments are the keys of its table."""
 

@@ -5,7 +5,20 @@ members (`identity`, `cache_key`) tell it what an answer depends on; a source ke
 """
 
 from idp_middleware.sources.auth0 import Auth0Management
+from idp_middleware.sources.auth0_token_vault import Auth0TokenVault
 from idp_middleware.sources.client_credentials import ClientCredentials
+from idp_middleware.sources.keycloak_broker import KeycloakBroker
+from idp_middleware.sources.on_behalf_of import OnBehalfOf
 from idp_middleware.sources.static import PassThrough, Static
+from idp_middleware.sources.token_exchange import TokenExchange
 
-__all__ = ["Auth0Management", "ClientCredentials", "PassThrough", "Static"]
+__all__ = [
+    "Auth0Management",
+    "Auth0TokenVault",
+    "ClientCredentials",
+    "KeycloakBroker",
+    "OnBehalfOf",
+    "PassThrough",
+    "Static",
+    "TokenExchange",
+]
