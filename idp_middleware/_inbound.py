@@ -52,7 +52,8 @@ class Inbound:
         self.gone = False
         self._receive = receive
         self._max_body: int | None = None
-        self._done = True
+        # Until the head is understood, there may be a body.
+        self._done = False
         self._ended = False
         self._kept: list[bytes] | None = []
         self._received = 0

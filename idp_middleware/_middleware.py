@@ -16,14 +16,16 @@ from typing import Any
 import httpx
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from idp_middleware._cache import BaseCache, TokenCache, as_token_cache
 from idp_middleware._engine import Engine
-from idp_middleware._headers import Request, read_request, response_headers
 from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound
+from idp_middleware._lifespan import lifespan
 from idp_middleware._public_urls import lead_back, public_origin
+from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
+from idp_middleware._response_headers import response_headers
 from idp_middleware._routes import ProxyRoute, RouteMap
 from idp_middleware._tokens import TokenEngine
 from idp_middleware._types import Authenticator, AuthenticatorLike, Caller, RawHeaders, Token
@@ -89,7 +91,7 @@ class IdPMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, self._closing(send))
+            await lifespan(self.app, scope, receive, send, close=self.aclose)
             return
         rest = self._routes.under_prefix(scope)
         if rest is None:
@@ -121,7 +123,9 @@ class IdPMiddleware:
 
         Raises what is to be answered as an `IdPError`.
         """
-        request = read_request(scope["headers"])
+        # A list of our own, since servers append trailers to theirs while we wait.
+        scope["headers"] = fields = list(scope["headers"])
+        request = read_request(fields)
         inbound.expect(length=request.length, chunked=request.chunked)
         route, rest = self._routes.match(rest)
         target = route.target(rest, scope.get("query_string", b""))
@@ -134,6 +138,9 @@ class IdPMiddleware:
         if self._pseudonym in request.via:
             raise UpstreamUnreachable("the route leads back to this middleware")
         exchange = _Exchange(route, target, f"{scope.get('root_path', '')}{self._routes.prefix}/{route.name}")
+        if method == "OPTIONS" and not request.forward_once_more():
+            exchange.response = _LastHop(route)
+            return exchange
         token = await self._tokens.token(caller, route)
         headers = self._headers(request, route, scope)
         body = inbound if request.has_body else None
@@ -174,8 +181,12 @@ class IdPMiddleware:
 
     def _headers(self, request: Request, route: ProxyRoute, scope: Scope) -> RawHeaders:
         headers = request.headers
+        if route.forwarded:
+            headers += forwarded(scope["headers"], scope)
+        if route.cookie_names:
+            headers += cookies(scope["headers"], route.cookie_names)
         if route.fixed_headers:
-            headers = [field for field in headers if field[0] not in route.fixed_names]
+            headers = without(headers, route.fixed_names)
             headers += route.fixed_headers
         for field in route.fallback_headers:
             if not any(name == field[0] for name, _ in headers):
@@ -192,14 +203,6 @@ class IdPMiddleware:
             # The rest of the body is still to come, and must not be read as the next request.
             response.headers["connection"] = "close"
         await response(scope, receive, send)
-
-    def _closing(self, send: Send) -> Send:
-        async def closing(message: Message) -> None:
-            if message["type"].startswith("lifespan.shutdown."):
-                await self.aclose()
-            await send(message)
-
-        return closing
 
     async def aclose(self) -> None:
         """Close every connection this middleware, its authenticator and its token sources hold."""
@@ -253,6 +256,22 @@ class _Exchange:
             await response.aclose()
 
 
+class _LastHop:
+    """An answer in the upstream's stead to an OPTIONS that may go no further (RFC 9110 section 7.6.2)."""
+
+    status = 204
+    complete = True
+
+    def __init__(self, route: ProxyRoute) -> None:
+        self.headers = [(b"allow", ", ".join(sorted(route.methods)).encode()), (b"proxy-status", b"idp_middleware")]
+
+    async def read(self) -> bytes:
+        return b""
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
 def _authorize(caller: Caller, route: ProxyRoute, method: str, rest: bytes) -> None:
     """Raises `MethodNotAllowed` or `CallerForbidden` unless the caller may do this on this route."""
     route.check_method(method)
@@ -287,12 +306,6 @@ async def _nothing_behind(scope: Scope, receive: Receive, send: Send) -> None:
         await PlainTextResponse("Not Found", status_code=404)(scope, receive, send)
     elif scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1000})
-    elif scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": f"{message['type']}.complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
 
 
 class _FunctionAuthenticator:

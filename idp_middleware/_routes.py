@@ -20,6 +20,9 @@ from idp_middleware.errors import BadRequest, CallerForbidden, ConfigurationErro
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """What a route takes when it says nothing. TRACE and CONNECT are never forwarded (RFC 9110 sections 9.3.6, 9.3.8)."""
 
+_OURS = frozenset({"authorization", "connection", "content-length", "host", "transfer-encoding"})
+"""Fields that are written on the way, once each."""
+
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*\Z")
 _HOST = re.compile(r"[A-Za-z0-9._-]+\Z")
@@ -50,6 +53,9 @@ class ProxyRoute:
         default_headers: fields added where the caller sent none.
         timeout: bounds on waiting for the upstream.
         max_body: largest request body in bytes; None streams any size.
+        cookies: names of the caller's cookies that go to the upstream; the others, and by default all, stay here.
+        forwarded: for where only trusted proxies can reach the app: pass on their `X-Forwarded-For`, with our peer
+            added, and `X-Forwarded-Proto` and `-Host`. By default none are passed on, and none added.
         allow_set_cookie: pass the upstream's `Set-Cookie` on; an API's cookies seldom belong on the app's origin.
         allow_insecure: permit `http://` to a host that is not loopback.
         name: filled in by the route map.
@@ -69,6 +75,8 @@ class ProxyRoute:
     default_headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     timeout: Timeout = field(default_factory=Timeout)
     max_body: int | None = None
+    cookies: Collection[str] = ()
+    forwarded: bool = False
     allow_set_cookie: bool = False
     allow_insecure: bool = False
     name: str = ""
@@ -80,6 +88,7 @@ class ProxyRoute:
     source: TokenSource = field(init=False, repr=False, compare=False)
     fixed_headers: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False)
     fixed_names: frozenset[bytes] = field(init=False, repr=False, compare=False)
+    cookie_names: frozenset[bytes] = field(init=False, repr=False, compare=False)
     fallback_headers: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False)
     _allowed_path: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
 
@@ -94,11 +103,18 @@ class ProxyRoute:
             "methods": frozenset(_method(m) for m in _strings(self.methods, "methods")),
             "fixed_headers": _encoded(self.headers, "headers"),
             "fallback_headers": _encoded(self.default_headers, "default_headers"),
+            "cookies": tuple(_strings(self.cookies, "cookies")),
             "_allowed_path": None if self.paths is None else compile_paths(_strings(self.paths, "paths")),
         }
         for name, value in computed.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "fixed_names", frozenset(name for name, _ in self.fixed_headers))
+        # Whoever reads X_User as X-User must not find the caller's beside ours.
+        fixed_names = frozenset(name.replace(b"_", b"-") for name, _ in self.fixed_headers)
+        object.__setattr__(self, "fixed_names", fixed_names)
+        for name in self.cookies:
+            if not _TOKEN.match(name):
+                raise ConfigurationError(f"{name!r} is not a cookie's name", key="cookies")
+        object.__setattr__(self, "cookie_names", frozenset(name.encode() for name in self.cookies))
         if self.paths is not None:
             object.__setattr__(self, "paths", tuple(self.paths))
         for part in ("connect", "read", "write", "pool"):
@@ -337,6 +353,8 @@ def _encoded(headers: Mapping[str, str], key: str) -> tuple[tuple[bytes, bytes],
     for name, value in headers.items():
         if not _TOKEN.match(name):
             raise ConfigurationError(f"{name!r} is not a header name", key=key)
+        if name.lower() in _OURS:
+            raise ConfigurationError(f"{name} is written by the middleware itself", key=key)
         if not isinstance(value, str) or not re.fullmatch(r"[\t -~]*", value):
             raise ConfigurationError(f"{name} has a value that can't stand in a header", key=key)
         encoded.append((name.lower().encode(), value.encode()))

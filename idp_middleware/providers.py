@@ -28,6 +28,8 @@ class RouteOptions(TypedDict, total=False):
     default_headers: Mapping[str, str]
     timeout: Timeout
     max_body: int | None
+    cookies: Collection[str]
+    forwarded: bool
     allow_set_cookie: bool
     allow_insecure: bool
 

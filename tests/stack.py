@@ -5,13 +5,14 @@ Everything that tests of the way through need, built from the doubles that users
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 
@@ -67,6 +68,16 @@ class Stack:
         if close:
             lines.append("Connection: close")
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+    def connect(self, *, timeout: float = 10.0) -> RawClient:
+        """A connection of one's own."""
+        return RawClient(self.gateway.port, timeout)
+
+    def ask(self, method: str, target: str, *fields: str, body: bytes = b"", user: str | None = "alice") -> RawMessage:
+        """The one answer to a request on a connection that stays open."""
+        with self.connect() as client:
+            client.send(self.raw_request(method, target, *fields, body=body, user=user, close=False))
+            return client.answer(bodiless=method == "HEAD")
 
 
 def read_answers(sock: socket.socket, timeout: float = 10.0) -> bytes:
@@ -178,3 +189,172 @@ def read_head(connection: socket.socket) -> bytes:
             break
         received += chunk
     return received
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """A request or an answer, byte for byte."""
+
+    head: bytes
+    """Start line and field lines, with the blank line."""
+    body: bytes
+    """Without what framed it."""
+    framed: bytes
+    """The body as it stood on the wire."""
+
+    @property
+    def start(self) -> bytes:
+        return self.head.split(b"\r\n", 1)[0]
+
+    @property
+    def target(self) -> bytes:
+        return self.start.split(b" ")[1]
+
+    @property
+    def status(self) -> int:
+        return int(self.start.split(b" ")[1])
+
+    @property
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """In order; names in lower case, values without the white space around them."""
+        lines = self.head.split(b"\r\n")[1:-2]
+        pairs = (line.partition(b":")[::2] for line in lines)
+        return [(name.lower(), value.strip(b" \t")) for name, value in pairs]
+
+    def all(self, name: bytes) -> list[bytes]:
+        """The values of all fields of a name, each on its own."""
+        return [value for field, value in self.fields if field == name]
+
+    @property
+    def problem(self) -> str | None:
+        """The name of the problem that an answer of ours tells of; None for anybody else's answer."""
+        if self.all(b"content-type") != [b"application/problem+json"]:
+            return None
+        document = json.loads(self.body)
+        assert document["status"] == self.status
+        assert self.all(b"cache-control") == [b"no-store"]
+        assert self.all(b"proxy-status")[0].startswith(b"idp_middleware; error=")
+        return str(document["type"]).removeprefix("urn:idp-middleware:problem:")
+
+
+def read_message(stream: BinaryIO, *, bodiless: bool = False) -> RawMessage | None:
+    """The next message; None where the peer has closed instead.
+
+    Raises `EOFError` where it closes within one. An answer without a length ends with the connection.
+    """
+    head = stream.readline()
+    if not head:
+        return None
+    while not head.endswith(b"\r\n\r\n"):
+        head += _more(stream.readline())
+    message = RawMessage(head, b"", b"")
+    if bodiless:
+        return message
+    if message.all(b"transfer-encoding"):
+        body = framed = b""
+        while True:
+            line = _more(stream.readline())
+            chunk = _exactly(stream, int(line.partition(b";")[0], 16) + 2)
+            framed += line + chunk
+            if chunk == b"\r\n":
+                return RawMessage(head, body, framed)
+            body += chunk[:-2]
+    lengths = message.all(b"content-length")
+    if lengths:
+        body = _exactly(stream, int(lengths[0]))
+    else:
+        has_body = head.startswith(b"HTTP/") and message.status not in (204, 304)
+        body = stream.read() if has_body else b""
+    return RawMessage(head, body, body)
+
+
+def _more(data: bytes) -> bytes:
+    if not data:
+        raise EOFError("the message was broken off")
+    return data
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError("the message was broken off")
+    return data
+
+
+class RawClient:
+    """A client's connection: requests are bytes, and answers are read one at a time."""
+
+    def __init__(self, port: int, timeout: float = 10.0) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout)
+        self._stream = self.socket.makefile("rb")
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stream.close()
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def answer(self, *, bodiless: bool = False) -> RawMessage:
+        """The next answer. Raises `EOFError` where it does not come whole."""
+        message = read_message(self._stream, bodiless=bodiless)
+        if message is None:
+            raise EOFError("closed without an answer")
+        return message
+
+    def rest(self) -> bytes:
+        """All that comes until the server closes."""
+        with suppress(ConnectionResetError):
+            return self._stream.read()
+        return b""
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class RecordingUpstream:
+    """Keeps the exact bytes of each request, and answers with `answer`, or with what that makes of the request.
+
+    A connection is kept open unless an answer says `Connection: close`, is HTTP/1.0 or empty.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.reset()
+
+    def reset(self) -> None:
+        self.requests: list[RawMessage] = []
+        self.connections = 0
+        self.answer: bytes | Callable[[RawMessage], bytes] = OK
+
+    @property
+    def last(self) -> RawMessage:
+        return self.requests[-1]
+
+    def targets(self) -> list[bytes]:
+        return [request.target for request in self.requests]
+
+    def serve(self, connection: socket.socket) -> None:
+        self.connections += 1
+        with connection.makefile("rb") as stream, suppress(EOFError):
+            while (request := read_message(stream)) is not None:
+                self.requests.append(request)
+                answer = self.answer if isinstance(self.answer, bytes) else self.answer(request)
+                connection.sendall(answer)
+                head = answer.partition(b"\r\n\r\n")[0].lower()
+                if not head.startswith(b"http/1.1") or b"connection: close" in head:
+                    break
+
+
+@contextmanager
+def recording_upstream() -> Iterator[RecordingUpstream]:
+    """A raw upstream that records and answers until the block ends."""
+    recorder = RecordingUpstream()
+    with raw_upstream(recorder.serve) as recorder.url:
+        yield recorder
