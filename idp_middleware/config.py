@@ -35,6 +35,7 @@ SOURCES: Mapping[str, Callable[..., TokenSource]] = {
     "keycloak-broker": sources.KeycloakBroker,
     "on-behalf-of": sources.OnBehalfOf,
     "pass-through": sources.PassThrough,
+    "refresh-token": sources.RefreshToken,
     "static": sources.Static,
     "token-exchange": sources.TokenExchange,
 }

@@ -14,7 +14,7 @@ LAYERS = [
     {"_version", "errors", "testing"},
     {"_types"},
     {"_routes"},
-    {"_fields", "_lifespan"},
+    {"_fields", "_lifespan", "stores"},
     {"_request_headers", "_response_headers", "_public_urls", "_inbound", "_upstream", "_idp_http"},
     {"_engine", "_httpx_upstream", "_bearer", "_claims", "_jwk", "sources", "_tokens"},
     {"_jwks", "_cache", "_introspected"},
@@ -46,6 +46,8 @@ CORNERS = {
     "jwt": {"_jwt", "_jwk", "_jwks", "_bearer", "_claims", "testing", "sources"},
     "aiocache": {"_cache"},
     "httptools": {"_engine"},
+    "sqlalchemy": {"stores"},
+    "sqlite3": {"stores"},
     "uvicorn": {"_cli", "_demo", "testing"},
     "fastapi": {"_demo"},
 }

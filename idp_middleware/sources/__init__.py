@@ -9,6 +9,7 @@ from idp_middleware.sources.auth0_token_vault import Auth0TokenVault
 from idp_middleware.sources.client_credentials import ClientCredentials
 from idp_middleware.sources.keycloak_broker import KeycloakBroker
 from idp_middleware.sources.on_behalf_of import OnBehalfOf
+from idp_middleware.sources.refresh_token import RefreshToken
 from idp_middleware.sources.static import PassThrough, Static
 from idp_middleware.sources.token_exchange import TokenExchange
 
@@ -19,6 +20,7 @@ __all__ = [
     "KeycloakBroker",
     "OnBehalfOf",
     "PassThrough",
+    "RefreshToken",
     "Static",
     "TokenExchange",
 ]
