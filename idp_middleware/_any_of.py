@@ -89,7 +89,7 @@ class _FunctionAuthenticator:
 
 def as_authenticator(authenticator: AuthenticatorLike) -> Authenticator:
     """What has the method, or a plain async function that gets it. Raises `ConfigurationError`."""
-    if hasattr(authenticator, "authenticate"):
+    if hasattr(authenticator, "authenticate") and not isinstance(authenticator, type):
         return authenticator
     if inspect.iscoroutinefunction(authenticator) or inspect.iscoroutinefunction(
         getattr(authenticator, "__call__", None)  # noqa: B004

@@ -148,7 +148,8 @@ class SessionAuthenticator:
             raise CallerForbidden(f"a session, but no field {self._header.decode()}: 1")
         if len(origins) == 1 and origins[0].decode("latin-1") in self._allowed_origins:
             return
-        if origins and origins != [_own_origin(conn)]:
+        # What can't be told is "", and so might an Origin be.
+        if origins and (not origins[0] or origins != [_own_origin(conn)]):
             raise CallerForbidden("a session, but the page is of another origin")
         if sites not in ([], [b"same-origin"]):
             raise CallerForbidden("a session, but the browser says that no page of ours asked")
