@@ -263,7 +263,7 @@ def read_message(stream: BinaryIO, *, bodiless: bool = False) -> RawMessage | No
     if lengths:
         body = _exactly(stream, int(lengths[0]))
     else:
-        has_body = head.startswith(b"HTTP/") and message.status not in (204, 304)
+        has_body = head.startswith(b"HTTP/") and message.status >= 200 and message.status not in (204, 304)
         body = stream.read() if has_body else b""
     return RawMessage(head, body, body)
 
