@@ -104,7 +104,10 @@ class Outcome:
         conn = HTTPConnection({"type": "http", "headers": fields})
         try:
             return self._run((here or self.shared).authenticate(conn))
-        except (CallerUnauthenticated, TokenSourceUnavailable) as exc:
+        except CallerUnauthenticated:
+            # Or NotMine, which is one.
+            return CallerUnauthenticated
+        except TokenSourceUnavailable as exc:
             return type(exc)
 
     def of_token(self, token: bytes, here: JWTAuthenticator | None = None) -> Any:
