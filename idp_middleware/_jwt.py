@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from hashlib import sha256
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import httpx
 from starlette.requests import HTTPConnection
@@ -34,10 +34,12 @@ from idp_middleware._jwk import ALGORITHMS, Key
 from idp_middleware._jwks import KeySet
 from idp_middleware._routes import parse_base_url
 from idp_middleware._types import Caller
-from idp_middleware.errors import ConfigurationError
+from idp_middleware.errors import ConfigurationError, NotMine
 
 MAX_VERIFIED = 10_000
-"""Verified tokens that are remembered; the least recently seen is forgotten first."""
+"""Verified tokens that are remembered; the least recently seen is forgotten first. As many that are not ours."""
+
+_T = TypeVar("_T")
 
 
 class _Verified(NamedTuple):
@@ -121,6 +123,8 @@ class JWTAuthenticator:
             client=self._client,
         )
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        # With many tenants, each token passes all those ahead of its own; what it says of its issuer never changes.
+        self._others: OrderedDict[bytes, None] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"JWTAuthenticator(issuer={self._policy.issuer!r}, audience={sorted(self._policy.audience)!r})"
@@ -143,9 +147,15 @@ class JWTAuthenticator:
                 self._verified.move_to_end(digest)
                 return verified.caller
             del self._verified[digest]
-        verified = self._verified[digest] = await self._verify(token, now)
-        if len(self._verified) > MAX_VERIFIED:
-            self._verified.popitem(last=False)
+        if digest in self._others:
+            self._others.move_to_end(digest)
+            raise NotMine("not this issuer's")
+        try:
+            verified = await self._verify(token, now)
+        except NotMine:
+            _remember(self._others, digest, None)
+            raise
+        _remember(self._verified, digest, verified)
         return verified.caller
 
     async def aclose(self) -> None:
@@ -174,3 +184,9 @@ class JWTAuthenticator:
                 )
                 return _Verified(caller, expires, key)
         refuse("no key of the issuer has signed this")
+
+
+def _remember(store: OrderedDict[bytes, _T], digest: bytes, value: _T) -> None:
+    store[digest] = value
+    if len(store) > MAX_VERIFIED:
+        store.popitem(last=False)

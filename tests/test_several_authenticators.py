@@ -18,6 +18,7 @@ from idp_middleware import (
     IntrospectionAuthenticator,
     JWTAuthenticator,
     SessionAuthenticator,
+    _jwt,
     load_config,
 )
 from idp_middleware.errors import (
@@ -142,6 +143,23 @@ async def test_an_outage_of_one_issuer_is_its_own(acme: Auth0, staging: Auth0) -
     with pytest.raises(TokenSourceUnavailable):
         await both.authenticate(request(f"Bearer {acme.issue_token('alice', audience=API)}"))
     assert staging.count("/.well-known/jwks.json") == 1
+
+
+async def test_what_is_anothers_is_remembered_but_not_for_ever(
+    acme: Auth0, staging: Auth0, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many tenants each token passes all those ahead of its own; anyone can make tokens up, so it is bounded."""
+    monkeypatch.setattr(_jwt, "MAX_VERIFIED", 3)
+    first, second = jwt_of(acme), jwt_of(staging)
+    both = AnyOf(first, second)
+    tokens = [staging.issue_token(f"user-{number}", audience=API) for number in range(5)]
+    for token in [*tokens, *tokens]:
+        assert (await both.authenticate(request(f"Bearer {token}"))).issuer == STAGING
+    assert (len(first._others), len(first._verified), len(second._verified)) == (3, 0, 3)
+    for _ in range(2):
+        with pytest.raises(NotMine) as caught:
+            await first.authenticate(request(f"Bearer {tokens[4]}"))
+        assert caught.value.error == "invalid_token"
 
 
 # --- several kinds ---------------------------------------------------------------------------------------------------
