@@ -104,7 +104,7 @@ class Request:
         """
         if self.max_forwards is None:
             return True
-        if not _DIGITS.match(self.max_forwards):
+        if not _DIGITS.match(self.max_forwards.rstrip(b" \t")):
             raise BadRequest("malformed Max-Forwards")
         left = int(self.max_forwards) - 1
         self.headers.append((b"max-forwards", b"%d" % left))
@@ -138,11 +138,12 @@ def read_request(fields: RawHeaders) -> Request:
                 # Some servers append trailers to the header section, which they must not join (RFC 9110 section 6.5.1).
                 not_forwarded = nominated(value, not_forwarded)
             elif name == b"content-length":
-                if request.length is not None or not _DIGITS.match(value):
+                # Some parsers leave white space behind a value.
+                if request.length is not None or not _DIGITS.match(value.rstrip(b" \t")):
                     raise BadRequest("ambiguous Content-Length")
                 request.length = int(value)
             elif name == b"transfer-encoding":
-                if request.chunked or value.strip(b" \t").lower() != b"chunked":
+                if request.chunked or value.rstrip(b" \t").lower() != b"chunked":
                     raise BadRequest("unknown Transfer-Encoding")
                 request.chunked = True
             elif name == b"via":
