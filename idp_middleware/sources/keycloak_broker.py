@@ -50,7 +50,7 @@ _HINTS: Final = {
         "Identity Providers for External Tokens"
     ),
     "invalid_request": "check connection (the alias), and that Keycloak runs with the feature that this api needs",
-    "unauthorized_client": "the caller's token must have the client in its audience",
+    "unauthorized_client": "check the client's credentials, and that the caller's token has it in its audience",
     "unsupported_grant_type": "Keycloak runs without the feature token-exchange",
 }
 
@@ -90,9 +90,10 @@ class KeycloakBroker(_HoldsSecret):
         self._api = api
         self._endpoint: TokenEndpoint | None = None
         if api == "v1":
-            needless = {"client_id"} if client_id is not None else client.keys() & {"client_secret", "private_key"}
-            if needless:
-                raise ConfigurationError('is of no use to api = "v1"', key=min(needless))
+            given = {"client_id": client_id, **client}
+            for key in given.keys() - {"allow_insecure", "transport", "timeout"}:
+                if given[key] is not None:
+                    raise ConfigurationError('is of no use to api = "v1"', key=key)
             self._http = PatientClient(
                 transport=client.get("transport"), timeout=client.get("timeout", DEFAULT_TIMEOUT)
             )
@@ -217,7 +218,7 @@ def _provider_answer(body: bytes) -> Mapping[str, Any]:
     """A provider's stored answer: JSON, or a form as GitHub and Facebook once had it."""
     text = body.decode("utf-8", "replace").strip()
     if not text.startswith("{"):
-        return dict(parse_qsl(text, max_num_fields=100))
+        return dict(parse_qsl(text))
     try:
         told = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Stand-ins for the parties around the middleware: a strict Auth0 tenant, a provider's API, and a server for both.
+"""Stand-ins for the parties around the middleware: identity providers, a provider's API, and a server for all.
 
     from idp_middleware.testing import Auth0, Identity, ProviderAPI, serve
 
@@ -14,7 +14,9 @@
         assert github.tokens_seen() == ["gho_alice"]
         assert auth0.count("/oauth/token") == 1
 
-Both are plain ASGI apps, so they also work in process with `httpx.ASGITransport`; whatever streams, stalls or breaks
+`Keycloak`, `Entra` and `TokenEndpoint` (RFC 8693) stand in for other identity providers, in the same way.
+
+All are plain ASGI apps, so they also work in process with `httpx.ASGITransport`; whatever streams, stalls or breaks
 off needs `serve`, which needs the extra `idp-middleware[server]`. They are witnesses: they share no code with the
 middleware, and refuse what the real systems refuse.
 """
@@ -23,18 +25,24 @@ from idp_middleware.testing._auth0_wire import Identity
 from idp_middleware.testing._keys import SigningKey, signing_key
 from idp_middleware.testing._recording import RecordedRequest
 from idp_middleware.testing.auth0 import Auth0
+from idp_middleware.testing.entra import Entra
 from idp_middleware.testing.introspection import IntrospectionServer
+from idp_middleware.testing.keycloak import Keycloak
 from idp_middleware.testing.provider import ProviderAPI
 from idp_middleware.testing.server import RunningServer, serve
+from idp_middleware.testing.token_endpoint import TokenEndpoint
 
 __all__ = [
     "Auth0",
+    "Entra",
     "Identity",
     "IntrospectionServer",
+    "Keycloak",
     "ProviderAPI",
     "RecordedRequest",
     "RunningServer",
     "SigningKey",
+    "TokenEndpoint",
     "serve",
     "signing_key",
 ]

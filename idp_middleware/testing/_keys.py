@@ -16,7 +16,7 @@ from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 
@@ -29,6 +29,12 @@ class SigningKey:
     private: Any = field(repr=False)
     public_pem: bytes = field(repr=False)
     jwk: dict[str, Any] = field(repr=False)
+
+    @property
+    def private_pem(self) -> str:
+        """The private half as PEM, as a client has it in its settings."""
+        pem: bytes = self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return pem.decode()
 
 
 def signing_key(algorithm: str = "RS256", generation: int = 0) -> SigningKey:

@@ -1,39 +1,34 @@
-"""A strict local Auth0 tenant: client-credentials grant, Management API user look-up, discovery and keys.
+"""A strict local Auth0 tenant: client-credentials grant, Management API user look-up, Token Vault, discovery and keys.
 
 Refuses what Auth0 refuses, in the words Auth0 uses. Knows nothing of the middleware.
 """
 
 from __future__ import annotations
 
-import hmac
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
 from idp_middleware.testing import _auth0_wire as wire
+from idp_middleware.testing._auth0_vault import GRANT, Connected, Vault
 from idp_middleware.testing._auth0_wire import Identity
-from idp_middleware.testing._double import Answer, Double, Fields, Payload
-from idp_middleware.testing._keys import SigningKey, sign, signing_key
+from idp_middleware.testing._clients import Clients, NotAuthenticated
+from idp_middleware.testing._double import Answer, Fields, Payload
+from idp_middleware.testing._issuer import Issuer
+from idp_middleware.testing._keys import SigningKey, sign
 from idp_middleware.testing._recording import RecordedRequest
 
 
-@dataclass(frozen=True, slots=True)
-class _Client:
-    secret: bytes = field(repr=False)
-    scopes: tuple[str, ...]
-
-
-class Auth0(Double):
+class Auth0(Issuer):
     """An Auth0 tenant as an ASGI app.
 
     | endpoint | answers |
     |---|---|
     | `GET /.well-known/openid-configuration`, `/.well-known/jwks.json` | discovery and the key set |
-    | `POST /oauth/token` | a management token, for the client-credentials grant |
+    | `POST /oauth/token` | a management token, for the client-credentials grant; a provider's from Token Vault |
     | `GET /api/v2/users/{id}` | a user with the linked identities |
 
     `issuer` is the tenant's URL; left empty, `serve` fills it in. `management_token_lifetime` is in seconds; Auth0's
@@ -41,23 +36,18 @@ class Auth0(Double):
     """
 
     def __init__(self, issuer: str = "") -> None:
-        super().__init__()
-        self.issuer = issuer
+        super().__init__(issuer)
         self.management_token_lifetime = 86400
-        self._clients: dict[str, _Client] = {}
+        self._clients = Clients()
+        self._vault = Vault()
         self._users: dict[str, list[Identity]] = {}
         self._management_tokens: dict[str, tuple[float, frozenset[str]]] = {}
-        self._generation = 0
-        self._published: list[SigningKey] = [signing_key()]
 
-    @property
-    def issuer(self) -> str:
-        """The `iss` of every token, with the slash at the end that Auth0's have; empty until known."""
-        return self._issuer
+    def spelled(self, url: str) -> str:
+        return url + "/"
 
-    @issuer.setter
-    def issuer(self, url: str) -> None:
-        self._issuer = url.rstrip("/") + "/" if url else ""
+    def metadata(self) -> dict[str, Any]:
+        return wire.discovery(self._known_issuer())
 
     @property
     def management_audience(self) -> str:
@@ -67,16 +57,46 @@ class Auth0(Double):
     def add_client(
         self,
         client_id: str,
-        client_secret: str,
+        client_secret: str | None = None,
         *,
         scopes: Collection[str] = ("read:users", "read:user_idp_tokens"),
+        auth: str = "client_secret_post",
+        key: SigningKey | None = None,
+        vault: bool = False,
+        api: str | None = None,
     ) -> None:
-        """Register a machine-to-machine application, with the Management API scopes it was granted.
+        """Register an application, with the Management API scopes it was granted.
 
         Without any scope it has no grant for the Management API at all. It authenticates with the secret in the body,
-        as Auth0 has it by default.
+        as Auth0 has it by default, or as `auth` says; or with a `key` (`private_key_jwt`). `vault` grants Token Vault;
+        for access tokens it must also be linked to their `api`, the audience.
         """
-        self._clients[client_id] = _Client(client_secret.encode(), tuple(scopes))
+        self._clients.add(client_id, client_secret, methods=[auth], key=key, scopes=tuple(scopes), vault=vault, api=api)
+
+    def connect(
+        self,
+        subject: str,
+        connection: str,
+        access_token: str,
+        *,
+        account: str | None = None,
+        scope: str = "",
+        expires_in: int | None = 1377,
+    ) -> None:
+        """Put a connected account into Token Vault, or renew what is there; `account` is its id at the provider."""
+        self._vault.connect(subject, Connected(connection, account, access_token, scope, expires_in))
+
+    def disconnect(self, subject: str, connection: str) -> None:
+        """Remove the connected accounts of a connection from Token Vault."""
+        self._vault.disconnect(subject, connection)
+
+    def withdraw(self, subject: str, connection: str) -> None:
+        """Fail to renew the tokens of a connection from now on, as if the user had withdrawn consent there."""
+        self._vault.withdraw(subject, connection)
+
+    def issue_refresh_token(self, subject: str, client_id: str) -> str:
+        """A refresh token of Auth0's for an application. `revoke` takes it too."""
+        return self._vault.issue_refresh_token(subject, client_id)
 
     def add_user(self, subject: str, identities: Iterable[Identity] = ()) -> None:
         """Add or replace a user. Raises `ValueError` for a subject that is none of Auth0's (`auth0|alice`)."""
@@ -100,46 +120,6 @@ class Auth0(Double):
             for identity in self._users[subject]
             if identity.connection != connection or user_id not in (None, identity.user_id)
         ]
-
-    def issue_token(
-        self,
-        subject: str,
-        *,
-        audience: str | list[str],
-        scope: str = "",
-        expires_in: float = 3600,
-        algorithm: str = "RS256",
-        key: Any = None,
-        headers: Mapping[str, Any] | None = None,
-        **claims: Any,
-    ) -> str:
-        """A caller's access token, or a forgery of one.
-
-        `claims` and `headers` override what a good token has, and None removes it. `expires_in` is in seconds and may
-        be negative. The tenant's key for an algorithm is published when first used; any other `key`, a `SigningKey`
-        or what PyJWT takes, is not. HMAC needs a `key`, which may be a public key in PEM; "none" signs nothing.
-
-        Raises `ValueError` where an algorithm has no key, or the issuer is not known yet.
-        """
-        now = int(time.time())
-        good = {
-            "iss": self._known_issuer(),
-            "sub": subject,
-            "aud": audience,
-            "iat": now,
-            "exp": int(now + expires_in),
-            "scope": scope or None,
-            "azp": "a-single-page-app",
-        }
-        payload = {name: value for name, value in (good | claims).items() if value is not None}
-        if key is None and algorithm != "none" and not algorithm.startswith("HS"):
-            key = self._own_key(algorithm)
-        return sign(payload, algorithm=algorithm, key=key, headers=headers)
-
-    def rotate_keys(self, *, keep_old: bool = False) -> None:
-        """Sign with new keys from now on; the old ones leave the key set, unless kept as in a planned rotation."""
-        self._generation += 1
-        self._published = [signing_key("RS256", self._generation), *(self._published if keep_old else ())]
 
     def revoke_management_tokens(self) -> None:
         """Refuse every management token issued so far."""
@@ -171,12 +151,8 @@ class Auth0(Double):
         """Answer 429, with `Retry-After` and/or Auth0's `X-RateLimit-*` fields; both in seconds from now."""
         self._script(path_prefix, times, answer=wire.rate_limited(path_prefix, retry_after, reset_in))
 
-    def answer(self, request: RecordedRequest) -> Answer:
+    def endpoint(self, request: RecordedRequest) -> Answer:
         match request.method, request.raw_path:
-            case "GET", "/.well-known/openid-configuration":
-                return Answer(200, wire.discovery(self._known_issuer()))
-            case "GET", "/.well-known/jwks.json":
-                return Answer(200, {"keys": [key.jwk for key in self._published]})
             case "POST", "/oauth/token":
                 return self._token(request)
             case "GET", path if path.startswith(wire.USERS):
@@ -191,24 +167,26 @@ class Auth0(Double):
         grant = parameters.get("grant_type")
         if not grant:
             return wire.refused(400, "invalid_request", "Missing required parameter: grant_type")
-        if grant != "client_credentials":
+        if grant not in ("client_credentials", GRANT):
             return wire.refused(403, "unsupported_grant_type", f"Unsupported grant type: {grant}")
-        client = self._clients.get(parameters.get("client_id", ""))
-        secret = parameters.get("client_secret", "").encode()
-        if client is None or not hmac.compare_digest(client.secret, secret):
+        try:
+            client = self._clients.authenticate(request, parameters, audiences=[self.issuer])
+        except NotAuthenticated:
             return wire.refused(401, "access_denied", "Unauthorized")
+        if grant == GRANT:
+            return self._vault.answer(parameters, client, self)
         audience = parameters.get("audience")
         if not audience:
             return wire.refused(403, "access_denied", wire.NO_AUDIENCE)
         if audience != self.management_audience:
             return wire.refused(403, "access_denied", f"Service not enabled within domain: {audience}")
-        if not client.scopes:
+        if not client.settings["scopes"]:
             return wire.refused(403, "access_denied", wire.NO_GRANT.format(audience))
-        return self._management_token(parameters["client_id"], client)
+        return self._management_token(client.client_id, client.settings["scopes"])
 
-    def _management_token(self, client_id: str, client: _Client) -> Answer:
+    def _management_token(self, client_id: str, scopes: tuple[str, ...]) -> Answer:
         lifetime, now = self.management_token_lifetime, time.time()
-        scope = " ".join(client.scopes)
+        scope = " ".join(scopes)
         claims = {
             "iss": self.issuer,
             "sub": f"{client_id}@clients",
@@ -221,7 +199,7 @@ class Auth0(Double):
             "jti": uuid4().hex,
         }
         token = sign(claims, algorithm="RS256", key=self._own_key("RS256"))
-        self._management_tokens[token] = (now + lifetime, frozenset(client.scopes))
+        self._management_tokens[token] = (now + lifetime, frozenset(scopes))
         body = {"access_token": token, "scope": scope, "expires_in": lifetime, "token_type": "Bearer"}
         return Answer(200, body, {"Cache-Control": "no-store"})
 
@@ -250,14 +228,3 @@ class Auth0(Double):
             return Answer(200, wire.selected(profile, request.query), {"Cache-Control": "no-store"})
         except ValueError as exc:
             return wire.problem(400, f"Query validation error: '{exc}'.", errorCode="invalid_query_string")
-
-    def _own_key(self, algorithm: str) -> SigningKey:
-        key = signing_key(algorithm, self._generation)
-        if key not in self._published:
-            self._published.append(key)
-        return key
-
-    def _known_issuer(self) -> str:
-        if not self.issuer:
-            raise ValueError("the issuer is not known yet: serve the tenant first, or say Auth0(issuer=…)")
-        return self.issuer
