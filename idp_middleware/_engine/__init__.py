@@ -6,7 +6,8 @@ Imports run one way, and each file knows only what stands below it:
     _pool         the connections to one origin: reuse, bounds, waiting
     _connection   one connection: time-outs, back-pressure, the upload, its end
     _deadline     its one timer
-    _dial         DNS, TCP and TLS, and how they fail
+    _dial         opening a connection, and how that fails
+    _tls          whom to trust, and who ended it
     _parser       bytes to a response; no sockets, no clock
     _response     what the caller reads from
     _request      bytes of a request head

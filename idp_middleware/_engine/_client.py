@@ -9,10 +9,10 @@ import asyncio
 import ssl
 
 from idp_middleware._engine._connection import ClosedUnanswered
-from idp_middleware._engine._dial import default_ssl_context
 from idp_middleware._engine._pool import Pool
 from idp_middleware._engine._request import SMALL_BODY, encode_head, gather
 from idp_middleware._engine._response import Response
+from idp_middleware._engine._tls import default_ssl_context
 from idp_middleware._routes import Origin
 from idp_middleware._types import RawHeaders, Timeout
 from idp_middleware._upstream import RequestBody

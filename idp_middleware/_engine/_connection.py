@@ -11,10 +11,11 @@ import sys
 from typing import TYPE_CHECKING, cast
 
 from idp_middleware._engine._deadline import Deadline
-from idp_middleware._engine._dial import ended_cleanly, reset_on_close
+from idp_middleware._engine._dial import reset_on_close
 from idp_middleware._engine._parser import ResponseParser
 from idp_middleware._engine._request import send_all
 from idp_middleware._engine._response import Response
+from idp_middleware._engine._tls import ended_cleanly
 from idp_middleware._types import Timeout
 from idp_middleware._upstream import RequestBody
 from idp_middleware.errors import UpstreamAborted, UpstreamTimeout, UpstreamUnreachable
@@ -242,16 +243,20 @@ class Connection(asyncio.Protocol):
             upload.cancel()
 
     async def _send(self, body: RequestBody) -> None:
+        failure: Exception | None = None
         try:
             await send_all(body, self._transport, self._drained)
-        except (Exception, asyncio.CancelledError) as exc:
-            if self._upload is not None:
-                self._upload = None
-                self.fail(exc if isinstance(exc, Exception) else UpstreamUnreachable("the upload was cancelled"))
-            return
+        except asyncio.CancelledError:
+            failure = UpstreamUnreachable("the upload was cancelled")
+        except Exception as exc:
+            failure = exc
         if self._upload is None:
+            # Told to stop, by an end of the exchange that is known already.
             return
         self._upload = None
+        if failure is not None:
+            self.fail(failure)
+            return
         self._sent = True
         if not self._answered:
             self._deadline.set(self._timeout.read)

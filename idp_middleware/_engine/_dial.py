@@ -1,38 +1,31 @@
-"""Opening a connection: DNS, TCP and TLS, and how each of them fails.
+"""Opening a connection, DNS to TLS, and how each step fails; and letting go of one that nobody reads.
 
-Knows nothing of HTTP but the protocol name. Nothing here looks at proxies in the environment.
+Knows nothing of HTTP. Nothing here looks at proxies in the environment.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import ssl
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any
+from itertools import chain, zip_longest
+from typing import Any, TypeAlias
 
+from idp_middleware._engine._tls import SHUTDOWN_TIMEOUT
 from idp_middleware._routes import Origin
 from idp_middleware.errors import UpstreamTimeout, UpstreamUnreachable
 
-HAPPY_EYEBALLS_DELAY = 0.25
-"""Seconds until the next address is tried beside the first (RFC 8305 section 8)."""
+ATTEMPT_DELAY = 0.25
+"""Seconds until the next address is tried beside the last (RFC 8305 section 8)."""
 
-TLS_SHUTDOWN_TIMEOUT = 2.0
-"""Seconds that a closing connection waits for the peer's close_notify; asyncio's own 30 would pile up sockets."""
-
+_Address: TypeAlias = tuple[socket.AddressFamily, Any]
 _NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-
-
-def default_ssl_context() -> ssl.SSLContext:
-    """The system's certificate authorities, host names verified, TLS 1.2 or later (RFC 9325 section 3.1.1)."""
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 async def dial(
@@ -44,18 +37,16 @@ async def dial(
 ) -> None:
     """Connect `protocol` to an origin, with TLS if there is a `context`.
 
-    Raises `UpstreamUnreachable` or, after `seconds`, `UpstreamTimeout`; what it says is for the log.
+    Raises `UpstreamUnreachable` or, after `seconds`, `UpstreamTimeout`; what they say is for the log.
     """
     options: dict[str, Any] = {}
     if context is not None:
         # The name is verified, and sent as SNI unless it is an address (RFC 6066 section 3).
-        options.update(ssl=context, server_hostname=origin.host, ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT)
-    if isinstance(loop, asyncio.BaseEventLoop):
-        # uvloop tries one address after the other.
-        options["happy_eyeballs_delay"] = HAPPY_EYEBALLS_DELAY
+        options.update(ssl=context, server_hostname=origin.host, ssl_shutdown_timeout=SHUTDOWN_TIMEOUT)
     try:
         async with asyncio.timeout(seconds):
-            await loop.create_connection(protocol, origin.host, origin.port, **options)
+            connection = await _connect(loop, await _resolve(loop, origin.host, origin.port))
+            await loop.create_connection(protocol, sock=connection, **options)
     except TimeoutError:
         raise UpstreamTimeout("connecting took too long") from None
     except socket.gaierror:
@@ -65,10 +56,64 @@ async def dial(
     except ssl.SSLError as exc:
         raise UpstreamUnreachable(f"no TLS connection: {exc.reason or type(exc).__name__}") from None
     except OSError as exc:
-        # asyncio's own text names the addresses that were tried.
-        raise UpstreamUnreachable(
-            f"no connection: {os.strerror(exc.errno) if exc.errno else type(exc).__name__}"
-        ) from None
+        # Its own text may name addresses.
+        reason = os.strerror(exc.errno) if exc.errno else type(exc).__name__
+        raise UpstreamUnreachable(f"no connection: {reason}") from None
+
+
+async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[_Address]:
+    """The addresses to try, the system's favourite first, families by turns (RFC 8305 section 4)."""
+    with contextlib.suppress(ValueError):
+        version = ipaddress.ip_address(host).version
+        return [(socket.AF_INET6 if version == 6 else socket.AF_INET, (host, port))]
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [(family, address) for family, _, _, _, address in found]
+    favoured = [address for address in addresses if address[0] == addresses[0][0]]
+    others = [address for address in addresses if address[0] != addresses[0][0]]
+    return [address for address in chain(*zip_longest(favoured, others)) if address is not None]
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, addresses: list[_Address]) -> socket.socket:
+    """The first of the addresses that takes a connection.
+
+    By ourselves, since uvloop tries each only after the one before has failed, and asyncio's race loses its winner
+    when it is cancelled in the wrong moment.
+    """
+    if len(addresses) == 1:
+        return await _attempt(loop, addresses[0])
+    waiting = addresses[::-1]
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    try:
+        while True:
+            if waiting:
+                attempts.add(loop.create_task(_attempt(loop, waiting.pop())))
+            delay = ATTEMPT_DELAY if waiting else None
+            done, _ = await asyncio.wait(attempts, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            for attempt in done:
+                attempts.remove(attempt)
+                if attempt.exception() is None or not (attempts or waiting):
+                    return attempt.result()
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+            attempt.add_done_callback(_discard)
+
+
+async def _attempt(loop: asyncio.AbstractEventLoop, address: _Address) -> socket.socket:
+    connection = socket.socket(address[0], socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.sock_connect(connection, address[1])
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _discard(attempt: asyncio.Task[socket.socket]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
 
 
 def reset_on_close(transport: asyncio.Transport) -> None:
@@ -82,20 +127,3 @@ def reset_on_close(transport: asyncio.Transport) -> None:
         # It may have been closed by now; then there is nothing left to let go of.
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-
-
-def ended_cleanly(transport: asyncio.Transport) -> bool:
-    """Whether a connection that the peer has closed was closed by the peer, and not by anybody on the way.
-
-    TLS has close_notify to tell (RFC 9112 section 9.8); the event loops do not pass on whether it came.
-    """
-    tls = transport.get_extra_info("ssl_object")
-    if tls is None:
-        return True
-    try:
-        tls.read(1)
-    except ssl.SSLZeroReturnError:
-        return True
-    except ssl.SSLError:
-        pass
-    return False

@@ -11,7 +11,8 @@ import ssl
 from collections import deque
 
 from idp_middleware._engine._connection import Connection
-from idp_middleware._engine._dial import TLS_SHUTDOWN_TIMEOUT, dial
+from idp_middleware._engine._dial import dial
+from idp_middleware._engine._tls import SHUTDOWN_TIMEOUT
 from idp_middleware._routes import Origin
 from idp_middleware._types import Timeout
 from idp_middleware.errors import UpstreamTimeout, UpstreamUnreachable
@@ -105,7 +106,7 @@ class Pool:
             else:
                 connection.fail(UpstreamUnreachable("the client was closed"))
         if closing:
-            await asyncio.wait(closing, timeout=TLS_SHUTDOWN_TIMEOUT)
+            await asyncio.wait(closing, timeout=SHUTDOWN_TIMEOUT)
 
     def _place(self) -> Connection:
         connection = Connection(self, self._loop)
@@ -132,28 +133,25 @@ class Pool:
         try:
             connection = await waiter
         except asyncio.CancelledError:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            self._gave_up(waiter)
             if not waiter.cancelled() and (given := waiter.result()) is not None:
                 # Served and cancelled in the same moment.
-                self._return(given)
-            self._serve()
+                self.release(given) if given.opened else self.forget(given)
             raise
         finally:
             timer.cancel()
         if connection is None:
+            self._gave_up(waiter)
             if self._closed:
                 raise UpstreamUnreachable("the client was closed")
-            self._waiters.remove(waiter)
-            self._serve()
             raise UpstreamTimeout("no free connection in time")
         return connection
 
-    def _return(self, connection: Connection) -> None:
-        if connection.opened and connection.usable():
-            self.release(connection)
-        else:
-            self.forget(connection)
+    def _gave_up(self, waiter: asyncio.Future[Connection | None]) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+            # It may have kept a newcomer from a free place.
+            self._serve()
 
     async def _open(self, connection: Connection, seconds: float) -> None:
         try:

@@ -375,6 +375,30 @@ async def test_a_POST_skips_a_connection_that_is_known_to_be_closed(engine, serv
     assert upstream.connections == 3
 
 
+async def test_the_second_try_takes_an_idle_one_where_no_other_is_allowed(serve):
+    """Waiting for a free one beside it would be absurd."""
+    engine = Engine(max_connections=1)
+    upstream = await serve(well_behaved)
+    await fetch(engine, upstream)
+    pool = engine._pools[upstream.origin]
+    assert await pool.acquire(replace(PATIENCE, pool=0.01)) in pool._connections
+    await engine.aclose()
+
+
+async def test_a_place_that_came_free_is_not_lost_with_who_it_was_for(serve):
+    """Cancelled as it was served with a connection still to be opened."""
+    engine = Engine(max_connections=1)
+    upstream = await serve(well_behaved)
+    await fetch(engine, upstream)
+    lent = engine._pools[upstream.origin].take()
+    waiters = [asyncio.create_task(fetch(engine, upstream)) for _ in range(2)]
+    await asyncio.sleep(0)
+    lent.abort()
+    waiters[0].cancel()
+    assert await waiters[1] == b"ok"
+    await engine.aclose()
+
+
 async def test_a_connection_that_is_closing_is_not_lent(engine, serve):
     """It is known to be over a moment before the event loop says so."""
     upstream = await serve(well_behaved)

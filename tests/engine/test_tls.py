@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from idp_middleware._engine import Engine
-from idp_middleware._engine._dial import default_ssl_context
+from idp_middleware._engine._tls import default_ssl_context
 from idp_middleware.errors import UpstreamAborted, UpstreamUnreachable
 
 from .conftest import PATIENCE, Chunks, fetch, get, until

@@ -143,6 +143,24 @@ async def test_an_answer_in_progress_lets_the_upload_go_on(engine, serve):
     assert upstream.connections == 1
 
 
+async def test_a_large_upload_goes_on_during_the_answer(engine, serve):
+    """Then the upstream may take its time with either: whoever reads the answer has the say."""
+
+    async def handler(peer):
+        await peer.head()
+        await peer.say(OK + b"transfer-encoding: chunked\r\n\r\n1\r\n.\r\n")
+        await asyncio.sleep(0.15)
+        await peer.body(200 * len(PIECE))
+        await peer.say(b"2\r\nok\r\n0\r\n\r\n")
+        await peer.rest()
+
+    upstream = await serve(handler)
+    body = Chunks(*[PIECE] * 200, length=200 * len(PIECE))
+    response = await get(engine, upstream, method=b"POST", body=body, timeout=replace(PATIENCE, write=0.05))
+    assert await whole(response) == b".ok"
+    assert body.reads == 202
+
+
 async def test_an_answer_that_ends_before_the_upload_ends_both(engine, serve):
     """The rest of the body would be taken for a request."""
     never = asyncio.Event()
