@@ -30,7 +30,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo 'Installing idp-middleware and what its tests need …'
-	@$(PIP) install -q --group dev -e '.[demo,redis]'
+	@$(PIP) install -q --group dev -e '.[demo,redis,sqlalchemy]'
 	@touch $@
 
 # The demo answers Ctrl-C itself; make would only add an error of its own.
