@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from idp_middleware._config_types import fits, in_words, kind_of, nested, size, vocabulary
+from idp_middleware._config_types import fits, in_words, kind_of, nested, nested_items, size, vocabulary
 from idp_middleware.errors import ConfigurationError
 
 SECRETS = frozenset({"client_secret", "encryption_keys", "private_key", "value"})
@@ -143,10 +143,15 @@ class Table:
         value = self._data[key]
         with self._file.locating(self.name, key):
             _refuse_literal_secret(key, value, f"{self.key}_{key}")
+            # Tables before anything is put into their strings: they do that themselves, and twice would be too often.
+            path = (*self._path, key)
+            if (dataclass := nested(annotation)) is not None and isinstance(value, dict):
+                return Table(self._file, path, value).build(dataclass)
+            if (dataclass := nested_items(annotation)) is not None and isinstance(value, list):
+                if all(isinstance(item, dict) for item in value):
+                    return [Table(self._file, path, item, number).build(dataclass) for number, item in _numbered(value)]
+                raise ConfigurationError(f"must be {in_words(annotation)}")
             value = self._file.substitute(value)
-            dataclass = nested(annotation)
-            if dataclass is not None and isinstance(value, dict):
-                return Table(self._file, (*self._path, key), value).build(dataclass)
             if key in _SIZES and isinstance(value, str):
                 return size(value)
             if not fits(value, annotation):
@@ -183,7 +188,7 @@ class Table:
         path = (*self._path, key)
         if not data or not all(isinstance(item, dict) for item in data):
             self.wrong(f"must be a table, [{_dotted(path)}], or several of [[{_dotted(path)}]]", key)
-        return [Table(self._file, path, item, number) for number, item in enumerate(data, start=1)]
+        return [Table(self._file, path, item, number) for number, item in _numbered(data)]
 
     def tables(self, key: str) -> list[Table]:
         """The tables inside a table of tables, which need not be there."""
@@ -231,6 +236,11 @@ def _password(url: str) -> str | None:
         return urlsplit(url).password
     except ValueError:
         return None
+
+
+def _numbered(tables: list[Any]) -> Iterator[tuple[int, Any]]:
+    # As people count them, since they have no names.
+    return enumerate(tables, start=1)
 
 
 def _dotted(path: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
 """What a type annotation accepts from a TOML file, and how that is said in words.
 
 Only as much of the type system as constructors here use: scalars, lists of strings, tables of strings, dataclasses as
-tables, and unions of these. An argument of any other type can't be written in a file, so it is no key. Knows neither
+tables, lists of those, and unions of these. An argument of any other type can't be written in a file, so it is no key. Knows neither
 files nor what the arguments mean.
 """
 
@@ -23,6 +23,7 @@ _SCALARS = {str: "a string", bool: "true or false", int: "an integer", float: "a
 _LIST = "a list of strings"
 _TABLE = "a table"
 _STRINGS = "a table of strings"
+_TABLES = "a list of tables"
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(r"([0-9]{1,12}) ?([A-Za-z]+)")
@@ -54,6 +55,14 @@ def fits(value: object, annotation: Any) -> bool:
 def nested(annotation: Any) -> Callable[..., Any] | None:
     """The dataclass that a table would become."""
     return next((kind for kind in _alternatives(annotation) if isinstance(kind, type) and is_dataclass(kind)), None)
+
+
+def nested_items(annotation: Any) -> Callable[..., Any] | None:
+    """The dataclass that each of a list of tables would become."""
+    for kind in _alternatives(annotation):
+        if _word(kind) == _TABLES:
+            return next(item for item in typing.get_args(kind) if is_dataclass(item))  # type: ignore[return-value]
+    return None
 
 
 def kind_of(value: object) -> str:
@@ -91,6 +100,8 @@ def _word(kind: Any) -> str:
     if is_dataclass(kind):
         return _TABLE
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(origin, type) and issubclass(origin, Collection) and any(map(is_dataclass, arguments)):
+        return "" if issubclass(origin, Mapping) else _TABLES
     if not isinstance(origin, type) or not all(
         str in _alternatives(argument) or argument is ... for argument in arguments
     ):
