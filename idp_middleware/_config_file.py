@@ -149,7 +149,8 @@ class Table:
                 return Table(self._file, path, value).build(dataclass)
             if (dataclass := nested_items(annotation)) is not None and isinstance(value, list):
                 if all(isinstance(item, dict) for item in value):
-                    return [Table(self._file, path, item, number).build(dataclass) for number, item in _numbered(value)]
+                    tables = [Table(self._file, path, item, number) for number, item in enumerate(value, start=1)]
+                    return [table.build(dataclass) for table in tables]
                 raise ConfigurationError(f"must be {in_words(annotation)}")
             value = self._file.substitute(value)
             if key in _SIZES and isinstance(value, str):
@@ -188,7 +189,7 @@ class Table:
         path = (*self._path, key)
         if not data or not all(isinstance(item, dict) for item in data):
             self.wrong(f"must be a table, [{_dotted(path)}], or several of [[{_dotted(path)}]]", key)
-        return [Table(self._file, path, item, number) for number, item in _numbered(data)]
+        return [Table(self._file, path, item, number) for number, item in enumerate(data, start=1)]
 
     def tables(self, key: str) -> list[Table]:
         """The tables inside a table of tables, which need not be there."""
@@ -236,11 +237,6 @@ def _password(url: str) -> str | None:
         return urlsplit(url).password
     except ValueError:
         return None
-
-
-def _numbered(tables: list[Any]) -> Iterator[tuple[int, Any]]:
-    # As people count them, since they have no names.
-    return enumerate(tables, start=1)
 
 
 def _dotted(path: tuple[str, ...]) -> str:

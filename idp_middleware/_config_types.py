@@ -1,8 +1,8 @@
 """What a type annotation accepts from a TOML file, and how that is said in words.
 
 Only as much of the type system as constructors here use: scalars, lists of strings, tables of strings, dataclasses as
-tables, lists of those, and unions of these. An argument of any other type can't be written in a file, so it is no key. Knows neither
-files nor what the arguments mean.
+tables, lists of those, and unions of these. An argument of any other type can't be written in a file, so it is no key.
+Knows neither files nor what the arguments mean.
 """
 
 from __future__ import annotations
