@@ -271,6 +271,17 @@ async def test_closing_fails_whatever_is_under_way(serve):
     await asyncio.wait([dialling])
 
 
+async def test_closing_does_not_forget_who_is_just_connecting(engine, serve):
+    """It connects after that, and must not be the one connection left open."""
+    upstream = await serve(silent)
+    request = asyncio.create_task(get(engine, upstream))
+    await asyncio.sleep(0)
+    await engine.aclose()
+    with pytest.raises(UpstreamUnreachable):
+        await request
+    await until(lambda: not upstream.tasks)
+
+
 async def test_a_closed_engine_opens_again(engine, serve):
     """An app under test is started more than once."""
 
