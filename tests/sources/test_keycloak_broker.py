@@ -144,6 +144,13 @@ class TestV1(Broker):
         rig.double.respond(self.path, body=json.dumps({**body, "accessTokenExpiration": moment}))
         assert (await rig.token()).expires_at == moment
 
+    async def test_an_expired_token_as_it_was_stored_needs_the_user(self, rig: Rig) -> None:
+        """Older versions hand it out all the same (keycloak/keycloak#14644)."""
+        body = {"access_token": "x", "token_type": "bearer", "accessTokenExpiration": int(time.time()) - 60}
+        rig.double.respond(self.path, body=body)
+        with rig.refusing(ReconnectRequired):
+            await rig.token()
+
     async def test_a_form_cannot_say_what_json_may_not(self, rig: Rig) -> None:
         """Decoded once, and still no header."""
         rig.double.respond(self.path, body="access_token=a%0D%0Ab&token_type=bearer")
