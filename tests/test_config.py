@@ -291,7 +291,7 @@ def test_http_is_for_loopback_or_with_permission() -> None:
         ),
         pytest.param(
             FILE.replace('"auth0-management"', '"auth0"'),
-            "idp.toml: [sources.auth0]: type: there is no type 'auth0'; there is auth0-management, ",
+            "idp.toml: [sources.auth0]: type: there is no type 'auth0'; there is auth0-management, auth0-token-vault, ",
             id="unknown type of source",
         ),
         pytest.param(
