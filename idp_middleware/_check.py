@@ -13,14 +13,18 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
+from starlette.requests import HTTPConnection
+
+from idp_middleware._any_of import AnyOf
 from idp_middleware._cache import TokenCache
+from idp_middleware._introspection import IntrospectionAuthenticator
 from idp_middleware._jwt import JWTAuthenticator
 from idp_middleware._middleware import IdPMiddleware
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token
 from idp_middleware._upstream import Upstream
 from idp_middleware.config import Config
-from idp_middleware.errors import IdPError
+from idp_middleware.errors import CallerUnauthenticated, IdPError
 from idp_middleware.sources import Auth0Management, ClientCredentials
 
 
@@ -41,11 +45,14 @@ class _Wrong(Exception):
 
 
 async def check(config: Config) -> list[Finding]:
-    """Reach the issuer, each source, each upstream and the cache, all at once; one finding for each, in that order."""
+    """Reach each way in, source and upstream, and the cache, all at once; one finding for each, in that order."""
     middleware = IdPMiddleware(**config.arguments())
+    authenticator = config.authenticator
+    ways_in = authenticator.authenticators if isinstance(authenticator, AnyOf) else (authenticator,)
+    numbers = [f" #{number}" for number in range(1, len(ways_in) + 1)] if len(ways_in) > 1 else [""]
     try:
         return await asyncio.gather(
-            _probe("authenticator", config.authenticator),
+            *(_probe(f"authenticator{number}", each) for number, each in zip(numbers, ways_in, strict=True)),
             *(_probe(f"source {name}", source) for name, source in config.sources.items()),
             *(
                 _finding(f"route {name}", _upstream(middleware._upstream, route))
@@ -81,6 +88,17 @@ async def _issuer(authenticator: JWTAuthenticator) -> str:
         keys = await authenticator._keys.find(None, algorithm)
         counts.append(f"{len(keys)} for {algorithm}")
     return f"{authenticator._policy.issuer} has keys: {', '.join(counts)}"
+
+
+async def _introspection(authenticator: IntrospectionAuthenticator) -> str:
+    """Nobody's token: to call it not active, the server has to accept our client first."""
+    scheme = min(authenticator._schemes)
+    made_up = HTTPConnection({"type": "http", "headers": [(b"authorization", scheme + b" " + uuid4().hex.encode())]})
+    try:
+        await authenticator.authenticate(made_up)
+    except CallerUnauthenticated:
+        return f"{authenticator._url} answers about tokens"
+    raise _Wrong("calls a token active that has just been made up")
 
 
 async def _auth0_management(source: Auth0Management) -> str:
@@ -120,6 +138,7 @@ _NOBODY = Caller("idp-middleware check")
 
 _PROBES: Mapping[type, Callable[[Any], Awaitable[str]]] = {
     JWTAuthenticator: _issuer,
+    IntrospectionAuthenticator: _introspection,
     Auth0Management: _auth0_management,
     ClientCredentials: _client_credentials,
 }
