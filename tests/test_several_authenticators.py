@@ -21,6 +21,8 @@ from idp_middleware import (
     _jwt,
     load_config,
 )
+from idp_middleware._check import check
+from idp_middleware.config import read_config
 from idp_middleware.errors import (
     CallerForbidden,
     CallerUnauthenticated,
@@ -28,7 +30,7 @@ from idp_middleware.errors import (
     NotMine,
     TokenSourceUnavailable,
 )
-from idp_middleware.testing import Auth0, IntrospectionServer, signing_key
+from idp_middleware.testing import Auth0, IntrospectionServer, ProviderAPI, serve, signing_key
 from tests.stack import AUDIENCE, Stack, running
 from tests.test_session import OURS, signed
 
@@ -442,3 +444,29 @@ def test_a_mistake_says_in_which_of_them(
     with pytest.raises(ConfigurationError) as caught:
         load((SEVERAL + REST).replace(*change), monkeypatch, tmp_path)
     assert str(caught.value).startswith(f"idp.toml: {message}")
+
+
+async def test_check_reaches_each_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One line each, by their numbers; a session has nothing to reach."""
+    login, acme, api = IntrospectionServer(), Auth0(), ProviderAPI()
+    login.add_client("the-api", "s3cr3t")
+    with serve(login) as login_at, serve(acme) as acme_at, serve(api) as api_at:
+        text = (SEVERAL + REST).replace("https://login.example", login_at.url)
+        text = text.replace("https://acme.example", acme_at.url).replace("https://api.example", api_at.url)
+        load(text, monkeypatch, tmp_path)
+        config = read_config("idp.toml")
+        findings = [str(finding) for finding in await check(config)]
+        assert findings[:3] == [
+            f"ok    authenticator #1        {acme_at.url}/ has keys: 1 for RS256",
+            f"ok    authenticator #2        {login_at.url}/introspect answers about tokens",
+            "ok    authenticator #3        nothing to reach",
+        ]
+
+        login.respond("/introspect", status=401, body={"error": "invalid_client"}, times=1)
+        assert str((await check(read_config("idp.toml")))[1]).startswith(
+            "FAIL  authenticator #2        token-source-failed: introspection: our client is refused"
+        )
+        login.respond("/introspect", body={"active": True, "sub": "anybody", "aud": "the-api"}, times=1)
+        assert "made up" in str((await check(read_config("idp.toml")))[1])
+        acme.fail("/")
+        assert str((await check(read_config("idp.toml")))[0]).startswith("FAIL  authenticator #1")
