@@ -4,6 +4,7 @@ To add one: a module with one class, a line here, a test beside the others. `Tok
 members (`identity`, `cache_key`) tell it what an answer depends on; a source keeps no tokens of callers itself.
 """
 
+from idp_middleware.sources._token_endpoint import ClientOptions
 from idp_middleware.sources.auth0 import Auth0Management
 from idp_middleware.sources.auth0_token_vault import Auth0TokenVault
 from idp_middleware.sources.client_credentials import ClientCredentials
@@ -17,6 +18,7 @@ __all__ = [
     "Auth0Management",
     "Auth0TokenVault",
     "ClientCredentials",
+    "ClientOptions",
     "KeycloakBroker",
     "OnBehalfOf",
     "PassThrough",

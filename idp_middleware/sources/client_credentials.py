@@ -7,7 +7,6 @@ from typing import Unpack
 
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token, _HoldsSecret
-from idp_middleware.sources._client_auth import required as required
 from idp_middleware.sources._token_endpoint import ClientOptions, TokenEndpoint, bearer_token
 
 

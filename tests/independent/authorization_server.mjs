@@ -46,7 +46,6 @@ async function exchange(ctx) {
     if (!TARGETS.includes(target)) throw new errors.InvalidTarget();
   }
   const token = new provider.AccessToken({ accountId: subject.accountId, client, scope: params.scope ?? 'read' });
-  token.extra = { targets };
   ctx.body = {
     access_token: await token.save(),
     issued_token_type: ACCESS_TOKEN,
