@@ -21,6 +21,42 @@ REPLAY_LIMIT = 64 * 1024
 """Bytes of a body that are kept while it streams, in case the upstream refuses the token."""
 
 
+class Lookout:
+    """Has those exchanges listen for their caller's leaving that go on for a while: after one to two `WATCH_AFTER`.
+
+    One timer for all of them, since one for each would cost more than most requests' header fields.
+    """
+
+    __slots__ = ("_armed", "_due", "_loop", "_new")
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._new: set[Inbound] = set()
+        self._due: set[Inbound] = set()
+        self._armed = False
+
+    def add(self, inbound: Inbound, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is not self._loop:
+            # An app under test may see several loops, one after the other; a timer of an ended one never fires.
+            self._loop, self._new, self._due, self._armed = loop, set(), set(), False
+        self._new.add(inbound)
+        if not self._armed:
+            self._armed = True
+            loop.call_later(WATCH_AFTER, self._look)
+
+    def discard(self, inbound: Inbound) -> None:
+        self._new.discard(inbound)
+        self._due.discard(inbound)
+
+    def _look(self) -> None:
+        due, self._due, self._new = self._due, self._new, set()
+        for inbound in due:
+            inbound.listen()
+        self._armed = bool(self._due) and self._loop is not None
+        if self._armed and self._loop is not None:
+            self._loop.call_later(WATCH_AFTER, self._look)
+
+
 class Inbound:
     """Feeds the request body to an upstream, and cancels the exchange's task when the caller leaves.
 
@@ -31,35 +67,36 @@ class Inbound:
 
     __slots__ = (
         "_cancelling",
-        "_chunks",
         "_done",
         "_ended",
         "_kept",
+        "_lookout",
         "_loop",
         "_max_body",
         "_pending",
         "_position",
+        "_reading",
         "_receive",
         "_received",
         "_task",
-        "_timer",
         "gone",
         "length",
     )
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, lookout: Lookout) -> None:
         self.length: int | None = None
         self.gone = False
         self._receive = receive
+        self._lookout = lookout
         self._max_body: int | None = None
         # Until the head is understood, there may be a body.
         self._done = False
         self._ended = False
         self._kept: list[bytes] | None = []
+        self._reading = False
         self._received = 0
         self._position = 0
         self._pending: asyncio.Task[MutableMapping[str, Any]] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Inbound:
         task = asyncio.current_task()
@@ -67,14 +104,13 @@ class Inbound:
             raise RuntimeError("needs a running asyncio task")
         self._task = task
         self._cancelling = task.cancelling()
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(WATCH_AFTER, self._listen)
+        self._loop = task.get_loop()
+        self._lookout.add(self, self._loop)
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         self._ended = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._lookout.discard(self)
         if self._pending is not None:
             self._pending.cancel()
         # The same book-keeping as asyncio.timeout: a cancellation from outside must stay one.
@@ -109,11 +145,12 @@ class Inbound:
             self._position += 1
             return self._kept[self._position - 1]
         while not self._done:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
             if self._pending is None:
-                message = await self._receive()
+                self._reading = True
+                try:
+                    message = await self._receive()
+                finally:
+                    self._reading = False
             else:
                 # Shielded: a reader that is cancelled (the upstream answered early) must not lose what has arrived.
                 message = await asyncio.shield(self._pending)
@@ -126,12 +163,12 @@ class Inbound:
                 raise BodyTooLarge("arrived")
             if message.get("more_body", False):
                 # Read one message ahead: while the upstream takes its time, the caller's leaving shows here.
-                self._listen()
+                self.listen()
             else:
                 self._done = True
                 if self.length is not None and self._received != self.length:
                     raise BadRequest("the body is not as long as announced")
-                self._timer = self._loop.call_later(WATCH_AFTER, self._listen)
+                self._lookout.add(self, self._loop)
             if chunk:
                 self._keep(chunk)
                 return chunk
@@ -153,10 +190,12 @@ class Inbound:
         self._position = 0
         return True
 
-    def _listen(self) -> None:
-        self._timer = None
-        self._pending = self._loop.create_task(self._next())
-        self._pending.add_done_callback(self._heard)
+    def listen(self) -> None:
+        """Listen for the caller's leaving from now on, unless `read` does by waiting for more of the body."""
+        if self._pending is None and not self._reading and not self._ended:
+            self._lookout.discard(self)
+            self._pending = self._loop.create_task(self._next())
+            self._pending.add_done_callback(self._heard)
 
     async def _next(self) -> MutableMapping[str, Any]:
         message = await self._receive()

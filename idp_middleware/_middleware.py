@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from idp_middleware._cache import BaseCache, TokenCache, as_token_cache
 from idp_middleware._engine import Engine
 from idp_middleware._httpx_upstream import HTTPXUpstream
-from idp_middleware._inbound import Inbound
+from idp_middleware._inbound import Inbound, Lookout
 from idp_middleware._lifespan import lifespan
 from idp_middleware._public_urls import lead_back, public_origin
 from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
@@ -88,6 +88,8 @@ class IdPMiddleware:
         # The same in every worker of a deployment, so that a loop through another worker is one too.
         names = "\n".join([prefix, *(f"{route.name} {route.upstream}" for route in self._routes)])
         self._pseudonym = b"idp_middleware-" + hashlib.sha256(names.encode()).hexdigest()[:8].encode()
+        self._via = b"1.1 " + self._pseudonym
+        self._lookout = Lookout()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -104,21 +106,24 @@ class IdPMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, rest: bytes) -> None:
         try:
-            with Inbound(receive) as inbound:
+            with Inbound(receive, self._lookout) as inbound:
                 try:
-                    exchange = await self._open(scope, inbound, rest)
+                    route, target, response = await self._open(scope, inbound, rest)
                 except IdPError as exc:
                     await self._answer(exc, scope, receive, send, close=inbound.unread)
                     return
                 # THE LINE: above, nothing has been sent, and an error is an answer. Below, the response has started,
                 # and an error can only leave as an exception, so that the server breaks the connection: a clean end
                 # would tell the caller that a truncated body is whole.
-                await exchange.relay(scope, send)
+                try:
+                    await self._relay(scope, send, inbound, route, target, response)
+                finally:
+                    await response.aclose()
         except ClientDisconnected:
             # Nobody is left to answer; leaving the `with` has let go of the upstream.
             return
 
-    async def _open(self, scope: Scope, inbound: Inbound, rest: bytes) -> _Exchange:
+    async def _open(self, scope: Scope, inbound: Inbound, rest: bytes) -> tuple[ProxyRoute, bytes, UpstreamResponse]:
         """Everything up to the head of the upstream's response.
 
         Raises what is to be answered as an `IdPError`.
@@ -137,30 +142,26 @@ class IdPMiddleware:
         inbound.limit(route.max_body)
         if self._pseudonym in request.via:
             raise UpstreamUnreachable("the route leads back to this middleware")
-        exchange = _Exchange(route, target, f"{scope.get('root_path', '')}{self._routes.prefix}/{route.name}")
         if method == "OPTIONS" and not request.forward_once_more():
-            exchange.response = _LastHop(route)
-            return exchange
+            return route, target, _LastHop(route)
         token = await self._tokens.token(caller, route)
         headers = self._headers(request, route, scope)
+        headers.append((b"authorization", token.authorization))
         body = inbound if request.has_body else None
-
-        async def send(token: Token) -> UpstreamResponse:
-            return await self._upstream.send(
-                route.origin, method.encode(), target, [*headers, _authorization(token)], body, route.timeout
-            )
-
-        exchange.response = await send(token)
-        if exchange.response.status == 401:
-            renewed = await self._renewed(caller, route, token, exchange.response)
+        response = await self._upstream.send(route.origin, method.encode(), target, headers, body, route.timeout)
+        if response.status == 401:
+            renewed = await self._renewed(caller, route, token, response)
             if renewed is not None and inbound.rewind():
-                await exchange.response.aclose()
-                exchange.response = await send(renewed)
-        if exchange.response.status in (407, 421):
+                await response.aclose()
+                headers[-1] = (b"authorization", renewed.authorization)
+                response = await self._upstream.send(
+                    route.origin, method.encode(), target, headers, body, route.timeout
+                )
+        if response.status in (407, 421):
             # Both speak of the connection between us and the upstream (RFC 9110 sections 15.5.8 and 15.5.20).
-            await exchange.response.aclose()
-            raise UpstreamUnreachable(f"status {exchange.response.status}")
-        return exchange
+            await response.aclose()
+            raise UpstreamUnreachable(f"status {response.status}")
+        return route, target, response
 
     async def _renewed(
         self, caller: Caller, route: ProxyRoute, refused: Token, response: UpstreamResponse
@@ -191,9 +192,49 @@ class IdPMiddleware:
         for field in route.fallback_headers:
             if not any(name == field[0] for name, _ in headers):
                 headers.append(field)
-        via = b"%s %s" % (scope.get("http_version", "1.1").encode(), self._pseudonym)
+        version: str = scope.get("http_version", "1.1")
+        via = self._via if version == "1.1" else b"%s %s" % (version.encode(), self._pseudonym)
         headers.append((b"via", request.via + b", " + via if request.via else via))
         return headers
+
+    async def _relay(
+        self,
+        scope: Scope,
+        send: Send,
+        inbound: Inbound,
+        route: ProxyRoute,
+        target: bytes,
+        response: UpstreamResponse,
+    ) -> None:
+        """Send the response on as the raw bytes it is.
+
+        Raises `UpstreamAborted` if it breaks off.
+        """
+
+        def rewrite(url: bytes, absolute: bool) -> bytes:
+            mount = f"{scope.get('root_path', '')}{self._routes.prefix}/{route.name}"
+            origin = public_origin(scope) if absolute else ""
+            return lead_back(url, route=route, target=target, mount=mount, origin=origin)
+
+        status = response.status
+        headers = response_headers(response.headers, status, allow_set_cookie=route.allow_set_cookie, rewrite=rewrite)
+        if status == 401:
+            headers.append((b"proxy-status", b"idp_middleware; received-status=401"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if response.complete:
+            await send({"type": "http.response.body", "body": await response.read(), "more_body": False})
+            return
+        # A stream: its caller may leave at any moment.
+        inbound.listen()
+        last = False
+        try:
+            while not last:
+                last = response.complete
+                chunk = await response.read()
+                last = last or not chunk
+                await send({"type": "http.response.body", "body": chunk, "more_body": not last})
+        except UpstreamTimeout:
+            raise UpstreamAborted("the upstream stalled in the middle of its response") from None
 
     async def _answer(self, error: IdPError, scope: Scope, receive: Receive, send: Send, *, close: bool) -> None:
         if error.status >= 500:
@@ -212,48 +253,6 @@ class IdPMiddleware:
         for part in parts.values():
             if (aclose := getattr(part, "aclose", None)) is not None:
                 await aclose()
-
-
-class _Exchange:
-    """One request that is through to the upstream's response, and what relaying it needs."""
-
-    __slots__ = ("mount", "response", "route", "target")
-
-    response: UpstreamResponse
-
-    def __init__(self, route: ProxyRoute, target: bytes, mount: str) -> None:
-        self.route = route
-        self.target = target
-        self.mount = mount
-
-    async def relay(self, scope: Scope, send: Send) -> None:
-        """Send the response on as the raw bytes it is.
-
-        Raises `UpstreamAborted` if it breaks off.
-        """
-
-        def rewrite(url: bytes, absolute: bool) -> bytes:
-            origin = public_origin(scope) if absolute else ""
-            return lead_back(url, route=self.route, target=self.target, mount=self.mount, origin=origin)
-
-        response = self.response
-        try:
-            headers = response_headers(
-                response.headers, response.status, allow_set_cookie=self.route.allow_set_cookie, rewrite=rewrite
-            )
-            if response.status == 401:
-                headers.append((b"proxy-status", b"idp_middleware; received-status=401"))
-            await send({"type": "http.response.start", "status": response.status, "headers": headers})
-            last = False
-            while not last:
-                last = response.complete
-                chunk = await response.read()
-                last = last or not chunk
-                await send({"type": "http.response.body", "body": chunk, "more_body": not last})
-        except UpstreamTimeout:
-            raise UpstreamAborted("the upstream stalled in the middle of its response") from None
-        finally:
-            await response.aclose()
 
 
 class _LastHop:
@@ -278,10 +277,6 @@ def _authorize(caller: Caller, route: ProxyRoute, method: str, rest: bytes) -> N
     route.check_path(rest)
     if not caller.scopes.issuperset(route.scopes):
         raise CallerForbidden("scope missing", scopes=route.scopes)
-
-
-def _authorization(token: Token) -> tuple[bytes, bytes]:
-    return b"authorization", f"{token.type} {token.value}".encode("ascii")
 
 
 def problem_response(conn: HTTPConnection, error: IdPError) -> Response:  # noqa: ARG001

@@ -69,11 +69,14 @@ class Token(_HoldsSecret):
     expires_at: float | None = None
     type: str = "Bearer"
     scopes: frozenset[str] = frozenset()
+    authorization: bytes = field(init=False, repr=False, compare=False)
+    """The `Authorization` value it is sent as, made once."""
 
     def __post_init__(self) -> None:
         # Both become a header field; a line break in one would become a second field.
         if not _VISIBLE.match(self.value) or not _VISIBLE.match(self.type):
             raise ValueError("a token and its type are visible ASCII characters without spaces")
+        object.__setattr__(self, "authorization", f"{self.type} {self.value}".encode())
 
 
 class Authenticator(Protocol):
