@@ -33,17 +33,25 @@ def folded(name: bytes) -> bytes:
 class Verdicts(dict[bytes, int]):
     """Name → what to do with the field; worked out once per spelling, bounded since strangers choose the spellings."""
 
-    def __init__(self, dropped: frozenset[bytes], looked_at: frozenset[bytes], prefixes: tuple[bytes, ...]) -> None:
+    def __init__(
+        self,
+        *,
+        dropped: frozenset[bytes],
+        looked_at: frozenset[bytes],
+        prefixes: tuple[bytes, ...] = (),
+        suffixes: tuple[bytes, ...] = (),
+    ) -> None:
         super().__init__()
-        self._dropped = dropped
+        self._dropped = dropped | looked_at
         self._looked_at = looked_at
         self._prefixes = prefixes
+        self._suffixes = suffixes
 
     def __missing__(self, name: bytes) -> int:
         plain = folded(name)
         if name in self._looked_at:
             verdict = LOOK
-        elif plain in self._dropped or plain in self._looked_at or plain.startswith(self._prefixes):
+        elif plain in self._dropped or plain.startswith(self._prefixes) or plain.endswith(self._suffixes):
             verdict = DROP
         else:
             verdict = KEEP

@@ -14,7 +14,14 @@ import httpx
 from idp_middleware._routes import Origin
 from idp_middleware._types import RawHeaders, Timeout
 from idp_middleware._upstream import RequestBody, UpstreamResponse
-from idp_middleware.errors import UpstreamAborted, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from idp_middleware.errors import (
+    ClientDisconnected,
+    IdPError,
+    UpstreamAborted,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 
 
 class HTTPXUpstream:
@@ -57,7 +64,11 @@ class HTTPXUpstream:
         )
         try:
             response = await self._transport.handle_async_request(request)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as exc:
+        except (IdPError, ClientDisconnected):
+            # From reading the request body.
+            raise
+        except Exception as exc:
+            # Transports also let through what is no httpx.HTTPError: InvalidURL, UnicodeError, anyio's errors.
             raise _mapped(exc) from None
         if not 200 <= response.status_code <= 599:
             await response.aclose()
@@ -109,14 +120,14 @@ class _HTTPXResponse:
                     return chunk
         except httpx.TimeoutException:
             raise UpstreamTimeout("the body stalled") from None
-        except (httpx.HTTPError, httpx.StreamError) as exc:
+        except Exception as exc:
             raise UpstreamAborted(f"the body broke off ({type(exc).__name__})") from None
         self.complete = True
         return b""
 
     async def aclose(self) -> None:
         # The exchange is over or broken already; there is nothing to learn from how it closes.
-        with contextlib.suppress(httpx.HTTPError, httpx.StreamError, RuntimeError):
+        with contextlib.suppress(Exception):
             await self._response.aclose()
 
 

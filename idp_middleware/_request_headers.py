@@ -76,7 +76,7 @@ _LOOKED_AT = frozenset(
         b"via",
     }
 )
-_verdict = Verdicts(REQUEST_DROPPED, _LOOKED_AT, (b"x-forwarded-", b"proxy-")).__getitem__
+_verdict = Verdicts(dropped=REQUEST_DROPPED, looked_at=_LOOKED_AT, prefixes=(b"x-forwarded-", b"proxy-")).__getitem__
 
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
 

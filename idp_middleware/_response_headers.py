@@ -40,9 +40,10 @@ RESPONSE_DROPPED = (
         # The server we run on sends its own; two of either is one too many.
         b"date",
         b"server",
-        # Rules for shared caches, that override Cache-Control (RFC 9213).
-        b"cdn-cache-control",
+        # The same as Cache-Control to some caches in between, and stronger.
+        b"edge-control",
         b"surrogate-control",
+        b"x-accel-expires",
     }
 )
 
@@ -60,11 +61,17 @@ _LOOKED_AT = frozenset(
     }
 )
 
-_verdict = Verdicts(frozenset(RESPONSE_DROPPED), _LOOKED_AT, (b"access-control-",)).__getitem__
+_verdict = Verdicts(
+    dropped=RESPONSE_DROPPED,
+    looked_at=_LOOKED_AT,
+    prefixes=(b"access-control-",),
+    # CDN-Cache-Control and vendors' own: rules for the caches of one network, that override Cache-Control (RFC 9213).
+    suffixes=(b"-cache-control",),
+).__getitem__
 
-_URI_IN_LINK = re.compile(rb"<([^>]*)>")
+_URI_IN_LINK = re.compile(rb"<([^<>]*)>")
 # Seconds, and perhaps where to (HTML's "shared declarative refresh steps"; no RFC has it).
-_URI_IN_REFRESH = re.compile(rb"([0-9. \t]+[;,][ \t]*(?:url[ \t]*=[ \t]*)?([\"']?))(.*?)(\2[ \t]*)\Z", re.IGNORECASE)
+_BEFORE_URL_IN_REFRESH = re.compile(rb"[0-9. \t]+[;,][ \t]*(?:url[ \t]*=[ \t]*)?([\"']?)", re.IGNORECASE)
 _SHARED_CACHE_DIRECTIVES = frozenset({b"public", b"s-maxage", b"proxy-revalidate"})
 _VARY = b"Authorization, Cookie, IdP-Account"
 
@@ -108,7 +115,7 @@ def response_headers(
             elif name == b"link":
                 kept.append((name, _URI_IN_LINK.sub(lambda m: b"<" + rewrite(m[1], True) + b">", value)))
             elif name == b"refresh":
-                kept.append((name, _URI_IN_REFRESH.sub(lambda m: m[1] + rewrite(m[3], False) + m[4], value)))
+                kept.append((name, _refresh(value, rewrite)))
             else:
                 kept.append((name, rewrite(value, False)))
     if not_forwarded:
@@ -116,6 +123,14 @@ def response_headers(
     kept.append((b"cache-control", _private(cache_control) if cache_control else b"private"))
     kept.append((b"vary", _VARY if not vary else vary if vary.strip() == b"*" else vary + b", " + _VARY))
     return kept
+
+
+def _refresh(value: bytes, rewrite: Callable[[bytes, bool], bytes]) -> bytes:
+    before = _BEFORE_URL_IN_REFRESH.match(value)
+    if before is None:
+        return value
+    url, quote, after = value[before.end() :].partition(before[1] or b"\n")
+    return before[0] + rewrite(url, False) + quote + after
 
 
 def _private(value: bytes) -> bytes:

@@ -25,7 +25,8 @@ _OURS = frozenset({"authorization", "connection", "content-length", "host", "tra
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*\Z")
-_HOST = re.compile(r"[A-Za-z0-9._-]+\Z")
+# A label is of 1 to 63 octets (RFC 1035 section 2.3.4); the resolver would fail on others in words of its own.
+_HOST = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?\Z")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 

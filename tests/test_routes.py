@@ -207,6 +207,8 @@ def test_methods_are_case_sensitive_and_the_answer_lists_the_allowed_ones():
         ({"upstream": "https://api.exa mple.com"}, "upstream"),
         ({"upstream": "https://api.exämple.com"}, "upstream"),
         ({"upstream": "https://api,example"}, "upstream"),
+        ({"upstream": "https://api..example"}, "upstream"),
+        ({"upstream": f"https://{'a' * 64}.example"}, "upstream"),
         ({"upstream": 5}, "upstream"),
         ({"methods": ["get"]}, "methods"),
         ({"methods": ["TRACE"]}, "methods"),

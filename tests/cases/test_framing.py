@@ -162,7 +162,7 @@ def test_a_body_framed_in_doubt_is_refused_or_framed_anew(stack, upstream, trans
     assert answers.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 400 "))
 
 
-@pytest.mark.parametrize("field", ["Content-Length:\t3 \t", "content-length:3 ", "Transfer-Encoding:chunked \t"])
+@pytest.mark.parametrize("field", ["Content-Length:\t3 \t", "content-length:3 ", "Transfer-Encoding:chunked  "])
 def test_white_space_around_a_value_is_no_part_of_it(stack, upstream, field):
     """C08: RFC 9112 section 5.1, and one parser leaves it there."""
     body = b"abc" if "ength" in field else chunked(b"abc")
