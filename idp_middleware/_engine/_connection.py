@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
         self._deadline.set(seconds)
 
     def begin(self, request: bytes, bodiless: bool, timeout: Timeout) -> Response:
-        """Write a request, whole or up to the body that `upload` sends; wait for its response with `expect`."""
+        """Write a request, whole or up to the body that `upload` sends; wait for its response with `expect_head`."""
         self._response = response = Response(self)
         self._timeout = timeout
         self._deadline.clear()
