@@ -129,6 +129,7 @@ def _refresh(value: bytes, rewrite: Callable[[bytes, bool], bytes]) -> bytes:
     before = _BEFORE_URL_IN_REFRESH.match(value)
     if before is None:
         return value
+    # A value holds no line break, so without quotes the URL goes to the end.
     url, quote, after = value[before.end() :].partition(before[1] or b"\n")
     return before[0] + rewrite(url, False) + quote + after
 

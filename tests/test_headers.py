@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from idp_middleware import errors
@@ -246,6 +248,17 @@ def test_urls_in_headers_are_led_back():
         (b"content-location", b"/idp/y"),
     ]
     assert seen == [(b"https://a/1", True), (b"https://a/2", True), (b"/x", False), (b"/y", False)]
+
+
+def test_a_link_of_nothing_but_brackets_costs_no_more_than_its_length():
+    """A pattern that looks for the end from each beginning would hold everybody up for seconds."""
+    value = b"<" * 60_000
+    start = time.perf_counter()
+    assert without_added(answered((b"link", value), (b"refresh", b"1" * 60_000))) == [
+        (b"link", value),
+        (b"refresh", b"1" * 60_000),
+    ]
+    assert time.perf_counter() - start < 0.5
 
 
 def test_made_up_names_do_not_fill_the_memory():

@@ -26,7 +26,7 @@ def upstream_route(url: str, **options):
 
 
 def test_the_first_byte_arrives_before_the_last_is_sent(stack):
-    """Streams of events and progress are useless in one piece."""
+    """D15: streams of events and progress are useless in one piece."""
     with stack.client() as client, client.stream("GET", "/idp/github/slow?chunks=4&delay=0.3") as answer:
         start = time.monotonic()
         chunks = answer.iter_raw()
@@ -39,7 +39,7 @@ def test_the_first_byte_arrives_before_the_last_is_sent(stack):
 
 
 def test_server_sent_events_arrive_one_by_one(stack):
-    """The same for EventSource, which needs its content type untouched and no length."""
+    """I09: the same for EventSource, which needs its content type untouched and no length."""
     with stack.client() as client, client.stream("GET", "/idp/github/events?chunks=3&delay=0.2") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert "content-length" not in answer.headers
@@ -60,7 +60,7 @@ def test_a_large_download_arrives_whole(stack, path):
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_large_upload_arrives_whole_and_framed_as_it_came(stack, chunked):
-    """Content-Length stays one, chunked stays chunked; never both, or two servers disagree on where it ends."""
+    """C01, C02: a length stays one, chunked stays chunked; never both, or two servers disagree on where it ends."""
     body = b"".join(hashlib.sha256(str(i).encode()).digest() * 1024 for i in range(100))
 
     def pieces():
@@ -81,7 +81,7 @@ def leave(sock: socket.socket) -> float:
 
 
 def test_a_client_that_leaves_before_the_answer_closes_the_upstream_within_a_second(stack):
-    """Nobody is waiting any more; the provider should not work on."""
+    """E08: nobody is waiting any more; the provider should not work on."""
     stack.provider.stall("/user", 20)
     with socket.create_connection(("127.0.0.1", stack.gateway.port)) as sock:
         sock.sendall(stack.raw_request("GET", "/idp/github/user", close=False))
@@ -93,7 +93,7 @@ def test_a_client_that_leaves_before_the_answer_closes_the_upstream_within_a_sec
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_stream_closes_the_upstream_within_a_second(stack):
-    """Else an abandoned stream is drained to its end into nothing."""
+    """E09: else an abandoned stream is drained to its end into nothing."""
     with socket.create_connection(("127.0.0.1", stack.gateway.port)) as sock:
         sock.sendall(stack.raw_request("GET", "/idp/github/events?chunks=1000&delay=0.1", close=False))
         assert b"200 OK" in sock.recv(65536)
@@ -104,7 +104,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_stream_closes_the_upstream_with
 
 
 def test_a_client_that_leaves_in_the_middle_of_an_upload_leaves_no_whole_body_behind(stack):
-    """A truncated upload that ends cleanly would be stored as if it were whole."""
+    """C11: a truncated upload that ends cleanly would be stored as if it were whole."""
     for framing, part in (("Content-Length: 1000000", b"y" * 5000), ("Transfer-Encoding: chunked", b"5\r\nhello\r\n")):
         stack.provider.clear()
         with socket.create_connection(("127.0.0.1", stack.gateway.port)) as sock:
@@ -150,7 +150,7 @@ def test_an_upstream_that_does_not_read_is_given_up_with_whatever_is_buffered_fo
 )
 @pytest.mark.parametrize("http", PARSERS)
 def test_an_upstream_that_dies_in_the_middle_of_its_body_breaks_the_answer_off(head, http):
-    """A clean end would pass half a file off as whole (RFC 9112 section 8)."""
+    """D12: a clean end would pass half a file off as whole (RFC 9112 section 8)."""
 
     def dies(connection):
         read_head(connection)
@@ -203,7 +203,7 @@ def test_an_upstream_that_stalls_is_504_before_its_answer_and_a_break_within():
 )
 @pytest.mark.parametrize("http", PARSERS)
 def test_odd_answers_are_relayed_or_502(head, status, body, http):
-    """What HTTP allows passes; what it doesn't is no answer, and its bytes stay inside."""
+    """D07, D14, D16, D18, D20, E02, E18: what HTTP allows passes; anything else is no answer, and stays inside."""
 
     def answers(connection):
         read_head(connection)
@@ -224,7 +224,7 @@ def test_odd_answers_are_relayed_or_502(head, status, body, http):
 
 
 def test_head_keeps_the_length_and_has_no_body(stack):
-    """And the connection goes on: a body that is announced and not sent would shift every later answer."""
+    """D06: and the connection goes on: a body that is announced and not sent would shift every later answer."""
     with stack.client() as client:
         for _ in range(3):
             answer = client.head("/idp/github/bytes/1234")
@@ -234,7 +234,7 @@ def test_head_keeps_the_length_and_has_no_body(stack):
 
 @pytest.mark.parametrize("http", PARSERS)
 def test_a_body_over_the_limit_is_413(http):
-    """Announced or not; and what was still to come is not read as the next request."""
+    """C17: announced or not; and what was still to come is not read as the next request."""
     routes = lambda api, source: {  # noqa: E731
         "up": ProxyRoute(api, token_source=sources.Static(USERS["alice"]), max_body=1000)
     }
@@ -250,7 +250,7 @@ def test_a_body_over_the_limit_is_413(http):
 
 
 def test_an_early_refusal_leaves_no_second_request_behind(stack):
-    """The unread body looks like a request; it must not be served as one."""
+    """C16: the unread body looks like a request; it must not be served as one."""
     smuggled = b"GET /idp/github/user HTTP/1.1\r\nHost: x\r\n\r\n"
     head = stack.raw_request("POST", "/idp/github/x", f"Content-Length: {len(smuggled)}", user=None, close=False)
     with socket.create_connection(("127.0.0.1", stack.gateway.port)) as sock:
@@ -263,7 +263,7 @@ def test_an_early_refusal_leaves_no_second_request_behind(stack):
 
 
 def test_pipelined_requests_get_their_own_tokens_in_order(stack):
-    """One connection of a shared client, two users."""
+    """C19: one connection of a shared client, two users."""
     first = stack.raw_request("GET", "/idp/github/user", user="alice", close=False)
     second = stack.raw_request("GET", "/idp/github/user", user="bob")
     answers = stack.raw(first + second)
@@ -272,7 +272,7 @@ def test_pipelined_requests_get_their_own_tokens_in_order(stack):
 
 
 def test_a_body_that_stops_short_of_what_expect_promised_does_not_hang(stack):
-    """100-continue is between the caller and us: the body is asked for, and delivered once."""
+    """A24: 100-continue is between the caller and us: the body is asked for, and delivered once."""
     with socket.create_connection(("127.0.0.1", stack.gateway.port)) as sock:
         sock.sendall(stack.raw_request("PUT", "/idp/github/upload", "Expect: 100-continue", "Content-Length: 5"))
         sock.settimeout(5)

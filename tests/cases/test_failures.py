@@ -14,7 +14,7 @@ import httpx
 import pytest
 import trustme
 
-from idp_middleware import ProxyRoute, Timeout, Token
+from idp_middleware import ProxyRoute, Timeout, Token, errors
 from tests.cases.conftest import app_behind, provider_token
 from tests.stack import OK, free_port, raw_upstream, read_head, recording_upstream, running
 
@@ -370,6 +370,55 @@ def test_a_request_too_large_to_keep_is_not_sent_again(parser):
         upstream.answer = OK
         assert stack.ask("GET", "/idp/up/x").status == 200
         assert upstream.last.all(b"authorization") == [b"Bearer token-1"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "problem"),
+    [
+        (errors.ReconnectRequired("withdrawn"), 403, "reconnect-required"),
+        (errors.IdentityNotLinked("gone", connection="c"), 403, "identity-not-linked"),
+        (errors.TokenSourceUnavailable("down"), 401, None),
+        (errors.TokenSourceFailed("nonsense"), 401, None),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_refusal_that_cannot_be_mended_is_told_as_what_it_is(parser, error, status, problem):
+    """E15: whose account is gone has to connect again; an outage elsewhere leaves the upstream's own answer."""
+
+    async def source(caller, route, *, refused=None):
+        if refused is not None:
+            raise error
+        return Token("withdrawn")
+
+    with recording_upstream() as upstream, gateway(parser, upstream.url, source=source) as stack:
+        upstream.answer = REFUSED
+        answer = stack.ask("GET", "/idp/up/x")
+        assert (answer.status, answer.problem) == (status, problem)
+        assert len(upstream.requests) == 1
+
+
+def test_a_caller_that_leaves_while_a_token_is_renewed_leaves_nothing_open(parser):
+    """E08, E15: neither the refusal that is held back meanwhile, nor its connection."""
+    asked, closed = threading.Event(), threading.Event()
+
+    async def source(caller, route, *, refused=None):
+        if refused is not None:
+            asked.set()
+            await asyncio.sleep(5)
+        return Token("withdrawn")
+
+    def refuses(connection):
+        read_head(connection)
+        # Not whole, so that its connection is not yet free for others.
+        connection.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 1000\r\n\r\nno")
+        if until_closed(connection) < 3:
+            closed.set()
+
+    with raw_upstream(refuses) as url, gateway(parser, url, source=source) as stack:
+        with stack.connect() as client:
+            client.send(stack.raw_request("GET", "/idp/up/x", close=False))
+            assert asked.wait(5)
+        assert closed.wait(5)
 
 
 def test_an_upstream_that_is_busy_says_so_to_the_caller(parser):
