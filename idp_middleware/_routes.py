@@ -164,7 +164,8 @@ class ProxyRoute:
 
 # Anything worth a closer look; the common path has none of it.
 _SUSPECT = re.compile(rb"[^!-~]|[#\\%;?]|/\.")
-_UNSAFE_RAW = re.compile(rb"[^!-~]|[#\\?]")
+# IIS also reads %uXXXX.
+_UNSAFE_RAW = re.compile(rb"[^!-~]|[#\\?]|%[uU]00(?:2[eEfF]|5[cC])")
 _UNSAFE_DECODED = re.compile(rb"[\x00\r\n\\]")
 _UNSAFE_IN_QUERY = re.compile(rb"[^!-~]|#")
 # What lax UTF-8 decoders read as "." and "/", though no valid encoder writes it (RFC 3629 section 10).
@@ -182,8 +183,8 @@ def refuse_unsafe_path(rest: bytes) -> None:
     if _UNSAFE_DECODED.search(decoded) or _OVERLONG.search(decoded):
         raise BadRequest("unsafe encoded byte in the path")
     for segment in decoded.split(b"/"):
-        # Servers of the Servlet family drop ";…" before they resolve dots.
-        if segment.partition(b";")[0] in (b".", b".."):
+        # Servers of the Servlet family drop ";…" before they resolve dots, and Windows white space behind them.
+        if segment.partition(b";")[0].translate(None, b"\t ") in (b".", b".."):
             raise BadRequest("dot segment in the path")
 
 

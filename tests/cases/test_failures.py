@@ -16,7 +16,7 @@ import trustme
 
 from idp_middleware import ProxyRoute, Timeout, Token, errors
 from tests.cases.conftest import app_behind, provider_token
-from tests.stack import OK, free_port, raw_upstream, read_head, recording_upstream, running
+from tests.stack import OK, eventually, free_port, raw_upstream, read_head, recording_upstream, running
 
 
 @contextlib.contextmanager
@@ -419,6 +419,28 @@ def test_a_caller_that_leaves_while_a_token_is_renewed_leaves_nothing_open(parse
             client.send(stack.raw_request("GET", "/idp/up/x", close=False))
             assert asked.wait(5)
         assert closed.wait(5)
+
+
+def test_callers_that_leave_while_a_token_is_fetched_take_nothing_from_others(parser):
+    """E08: they no longer wait, the one who stays is served, and the source was asked once."""
+    asked, go_on = [], threading.Event()
+
+    async def source(caller, route):
+        asked.append(caller.subject)
+        await asyncio.to_thread(go_on.wait, 10)
+        return Token("token")
+
+    with recording_upstream() as upstream, gateway(parser, upstream.url, source=source) as stack:
+        request = stack.raw_request("GET", "/idp/up/x", close=False)
+        with stack.connect() as first:
+            first.send(request)
+            eventually(lambda: asked)
+        with stack.connect() as second:
+            second.send(request)
+            time.sleep(0.2)
+            go_on.set()
+            assert second.answer().status == 200
+        assert (len(asked), len(upstream.requests)) == (1, 1)
 
 
 def test_an_upstream_that_is_busy_says_so_to_the_caller(parser):

@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from idp_middleware import ProxyRoute
+from idp_middleware import ProxyRoute, Token
 from tests.cases.conftest import provider_token
 from tests.stack import OK, eventually, raw_upstream, read_head, running
 
@@ -390,6 +390,36 @@ def test_requests_on_one_connection_keep_apart(stack, upstream):
             assert client.answer(bodiless=number == 4).all(b"x-target") == [b"/base/%d" % number]
     assert [request.body for request in upstream.requests] == [b"one", b"two", b"", b"", b""]
     assert upstream.requests[2].all(b"authorization") == [b"Bearer provider-token-of-bob"]
+
+
+@pytest.mark.parametrize("status", [413, 401, 200])
+@pytest.mark.parametrize("closes", [True, False])
+def test_an_answer_before_the_end_of_an_upload_is_relayed(parser, status, closes):
+    """C12, C16: the upstream has seen enough; the rest is neither sent for nothing nor read as a request."""
+
+    def early(connection):
+        read_head(connection)
+        close = b"Connection: close\r\n" if closes else b""
+        connection.sendall(b"HTTP/1.1 %d Early\r\n%bContent-Length: 4\r\n\r\nseen" % (status, close))
+        if closes:
+            connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionError):
+            while connection.recv(65536):
+                pass
+
+    async def always_the_same(caller, route, *, refused=None):
+        return Token("always-the-same")
+
+    with raw_upstream(early) as url:
+        routes = {"up": ProxyRoute(url, token_source=always_the_same)}
+        with running(http=parser, routes=lambda api, source: routes) as stack, stack.connect() as client:
+            client.send(stack.raw_request("PUT", "/idp/up/x", "Content-Length: 1000000", close=False))
+            client.send(b"x" * 300_000)
+            answer = client.answer()
+            assert (answer.status, answer.body) == (status, b"seen")
+            with suppress(ConnectionError):
+                client.send(b"x" * 700_000)
+            assert stack.ask("PUT", "/idp/up/x", "Content-Length: 2", body=b"xx").status == status
 
 
 def test_an_upload_is_never_whole_before_its_end(parser):

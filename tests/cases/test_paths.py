@@ -54,6 +54,9 @@ def routes(recorder):
         ("up/a%3Fb%23c", "/base/a%3Fb%23c"),
         ("up/~a!$&'()*+,;=:@", "/base/~a!$&'()*+,;=:@"),
         ("up/%7Euser%2e", "/base/%7Euser%2e"),
+        ("up/%EF%BC%8E%EF%BC%8E%EF%BC%8Fx", "/base/%EF%BC%8E%EF%BC%8E%EF%BC%8Fx"),
+        ("up/%u00e9", "/base/%u00e9"),
+        ("up/x;v=1/y", "/base/x;v=1/y"),
         ("up/x?a=1&a=2&b", "/base/x?a=1&a=2&b"),
         ("up/x?a=%zz;b=+%20/..//?&#".rstrip("#"), "/base/x?a=%zz;b=+%20/..//?&"),
         ("up?a", "/base?a"),
@@ -95,6 +98,8 @@ def test_characters_that_no_url_should_hold_go_as_they_came_or_nowhere(stack, up
         "a%5c..%5c..%5cadmin",
         "%c0%ae%c0%ae/admin",
         "..%c0%afadmin",
+        "%u002e%u002e/admin",
+        "..%20/admin",
         "%00x",
         "%0d%0aX:y",
         "%0a",
@@ -119,7 +124,7 @@ def test_a_path_that_would_only_resolve_to_the_prefix_is_not_under_it(stack, ups
 
 
 @pytest.mark.parametrize(
-    "target", ["/idpx/up/y", "/IDP/up/x", "/Idp/up/x", "/%69dp/up/x", "/idp%2Fup/x", "/", "/x/idp/up"]
+    "target", ["/idpx/up/y", "/IDP/up/x", "/Idp/up/x", "/%69dp/up/x", "/idp%2Fup/x", "/idp;x/up/y", "/", "/x/idp/up"]
 )
 def test_a_path_that_is_not_under_the_prefix_is_the_apps(stack, upstream, target):
     """B03, B30: compared byte for byte, on a segment's boundary; and not called authenticated by us."""

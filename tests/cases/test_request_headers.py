@@ -24,6 +24,7 @@ def routes(recorder):
         "fixed": route(headers={"X-User": "from-the-route"}),
         "cookies": route(cookies=["b", "pref"]),
         "proxied": route(forwarded=True),
+        "small": route(max_body=10),
         "form": route(methods=["GET", "POST", "OPTIONS"]),
     }
 
@@ -405,6 +406,51 @@ def test_a_large_header_section_within_reason_passes(stack, upstream):
     fields = [f"X-{i}: 1" for i in range(200)]
     assert stack.ask("GET", "/idp/up/x", "X-Large: " + "x" * 20_000, *fields).status == 200
     assert upstream.last.all(b"x-large") == [b"x" * 20_000]
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "field", "status"),
+    [
+        ("POST", "/idp/up/x", "X: 1", 401),
+        ("POST", "/idp/up/../x", "X: 1", 400),
+        ("TRACE", "/idp/up/x", "Authorization: Bearer {}", 405),
+        ("POST", "/idp/small/x", "Authorization: Bearer {}", 413),
+    ],
+)
+def test_a_request_that_is_refused_is_not_asked_for_its_body(stack, upstream, method, target, field, status):
+    """A24: that is what Expect is for (RFC 9110 section 10.1.1); the connection ends, since the body may come yet."""
+    fields = ["Expect: 100-continue", "Content-Length: 100", field.replace("{}", stack.token())]
+    with stack.connect() as client:
+        client.send(stack.raw_request(method, target, *fields, user=None, close=False))
+        assert client.answer().status == status
+        client.send(b"x" * 100)
+        assert client.rest() == b""
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["Bad Name: 1", "Bad\tName: 1", "Bäd: 1", "No-Colon", ": 1", "X: a\rb", "X: a\nb", "X: \0", "(X): 1"],
+    ids=ascii,
+)
+def test_a_field_that_is_none_reaches_nobody_as_it_came(stack, upstream, field):
+    """A32: a parser refuses it, or it is something that no other parser reads as more."""
+    with suppress(ConnectionError):
+        assert stack.ask("GET", "/idp/up/x", field).status in (200, 400)
+    for request in upstream.requests:
+        assert {name for name, _ in request.fields} <= {b"host", b"x", b"b", b"via", b"authorization"}
+        assert b"\r" not in request.head.replace(b"\r\n", b"")
+        assert b"\n" not in request.head.replace(b"\r\n", b"")
+
+
+def test_an_older_client_is_served_in_its_own_words(stack, upstream):
+    """A29: HTTP/1.0 in, 1.1 up, and Via says so; the answer ends with the connection."""
+    request = f"GET /idp/up/x HTTP/1.0\r\nHost: a\r\nAuthorization: Bearer {stack.token()}\r\n\r\n"
+    with stack.connect() as client:
+        client.send(request.encode())
+        assert client.rest().endswith(b"\r\n\r\nok")
+    assert upstream.last.start == b"GET /base/x HTTP/1.1"
+    assert upstream.last.all(b"via")[0].startswith(b"1.0 idp_middleware-")
 
 
 def test_the_parsers_agree_with_a_client_library(stack, upstream):
