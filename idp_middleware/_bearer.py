@@ -37,15 +37,18 @@ def bearer_token(headers: Iterable[tuple[bytes, bytes]], schemes: frozenset[byte
     `CallerUnauthenticated` where it is malformed or there are several fields, since two readers could pick different
     ones.
     """
-    # ASGI servers lower-case names, but the specification lets them not to.
-    values = [value for name, value in headers if len(name) == 13 and name.lower() == b"authorization"]
-    if len(values) != 1:
-        if values:
-            raise CallerUnauthenticated("several Authorization fields", error="invalid_request")
+    value: bytes | None = None
+    for name, candidate in headers:
+        # ASGI servers lower-case names, but the specification lets them not to.
+        if len(name) == 13 and name.lower() == b"authorization":
+            if value is not None:
+                raise CallerUnauthenticated("several Authorization fields", error="invalid_request")
+            value = candidate
+    if value is None:
         raise NotMine("no Authorization field", error=None)
-    if len(values[0]) > MAX_TOKEN + 16:
+    if len(value) > MAX_TOKEN + 16:
         raise CallerUnauthenticated("the Authorization field is too long")
-    scheme, _, token = values[0].partition(b" ")
+    scheme, _, token = value.partition(b" ")
     if scheme.lower() not in schemes:
         raise NotMine("another authentication scheme", error=None)
     if not token or len(token) > MAX_TOKEN:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from idp_middleware._fields import HOP_BY_HOP, KEEP, LOOK, Verdicts, nominated
 from idp_middleware._types import RawHeaders
@@ -121,8 +122,14 @@ def response_headers(
     if not_forwarded:
         kept = [field for field in kept if field[0] not in not_forwarded]
     kept.append((b"cache-control", _private(cache_control) if cache_control else b"private"))
-    kept.append((b"vary", _VARY if not vary else vary if vary.strip() == b"*" else vary + b", " + _VARY))
+    kept.append((b"vary", _varied(vary) if vary else _VARY))
     return kept
+
+
+@lru_cache(maxsize=128)
+def _varied(value: bytes) -> bytes:
+    """A `Vary` value and what our answer depends on besides."""
+    return value if value.strip() == b"*" else value + b", " + _VARY
 
 
 def _refresh(value: bytes, rewrite: Callable[[bytes, bool], bytes]) -> bytes:
@@ -134,6 +141,7 @@ def _refresh(value: bytes, rewrite: Callable[[bytes, bool], bytes]) -> bytes:
     return before[0] + rewrite(url, False) + quote + after
 
 
+@lru_cache(maxsize=128)
 def _private(value: bytes) -> bytes:
     """A `Cache-Control` value less what would let shared caches keep the answer."""
     directives = [d.strip() for d in value.split(b",")]

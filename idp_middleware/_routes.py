@@ -219,7 +219,9 @@ class RouteMap:
         # Cheap and wrong only in letting too much in: the raw path below decides.
         if self.prefix not in scope["path"]:
             return None
-        raw = raw_path(scope)
+        raw: bytes | None = scope.get("raw_path")
+        if raw is None or scope.get("root_path"):
+            raw = raw_path(scope)
         if raw.startswith(self._prefix_slash):
             return raw[len(self._prefix) :]
         return b"" if raw == self._prefix else None
