@@ -522,6 +522,7 @@ async def test_many_requests_with_one_token_are_one_question(
     callers = await asyncio.gather(*(authenticator.authenticate(bearer(token)) for _ in range(50)))
     assert {caller.subject for caller in callers} == {"alice"}
     assert server.count() == 1
+    assert authenticator._flights == {}
 
 
 async def test_each_who_waited_gets_a_refusal_of_their_own(

@@ -172,8 +172,10 @@ def test_each_sense_of_a_pattern_counts(pattern: str, path: str) -> None:
 
 def test_who_may_not_get_may_not_head() -> None:
     """HEAD tells all but the content (RFC 9110 section 9.3.2)."""
-    rules = [Rule(), Rule(methods=["GET"], paths=["/x"], deny=True)]
-    assert [allowed(rules, method, "/x") for method in ("GET", "HEAD", "POST")] == [False, False, True]
+    for rule in (Rule(methods=["GET"], paths=["/x"], deny=True), Rule(methods=["GET"], deny=True)):
+        assert [allowed([Rule(), rule], method, "/x") for method in ("GET", "HEAD", "POST")] == [False, False, True]
+    rules = [Rule(), Rule(methods=["POST"], deny=True)]
+    assert [allowed(rules, method, "/x") for method in ("GET", "HEAD", "POST")] == [True, True, False]
 
 
 @given(st.text(alphabet="ab/;%2F5cC.", max_size=12), st.sampled_from(["/a", "/a/**", "/*", "/b/*/a"]))
@@ -311,7 +313,12 @@ async def test_the_function_may_word_its_refusal() -> None:
         await ask(picky, Caller("alice"), HTTPConnection({"type": "http", "headers": []}))
 
 
-@pytest.mark.parametrize("function", [lambda caller, conn: True, "yes", True, Rule])
+class Yes:
+    async def __call__(self, caller: Caller, conn: HTTPConnection) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("function", [lambda caller, conn: True, "yes", True, Yes])
 def test_a_plain_function_is_a_mistake(function: Any) -> None:
     """Nobody would wait for its answer."""
     with pytest.raises(ConfigurationError) as caught:

@@ -80,6 +80,7 @@ def request(*authorization: str, session: Any = None, headers: dict[str, str] | 
 async def challenge(authenticator: AnyOf, conn: HTTPConnection) -> str:
     with pytest.raises(CallerUnauthenticated) as caught:
         await authenticator.authenticate(conn)
+    assert (caught.value.error is None) == ("error=" not in caught.value.headers()[0][1])
     ((name, value),) = caught.value.headers()
     assert name == "www-authenticate"
     return value
