@@ -255,6 +255,7 @@ def test_no_path_takes_long(pattern: str, path: str, deny: bool) -> None:
         ("paths", {"paths": [7]}),
         ("scopes", {"scopes": "read"}),
         ("scopes", {"scopes": None}),
+        ("scopes", {"scopes": [""]}),
         ("scopes", {"paths": ["/x"], "scopes": ["read"], "deny": True}),
         ("deny", {"deny": True}),
     ],
