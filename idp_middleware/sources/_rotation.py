@@ -189,7 +189,11 @@ class Rotation:
         raise error
 
     async def _settle(self, claimed: Entry, outcome: Entry) -> Entry | None:
-        """Store the outcome of a claim, however long that takes; None where the entry is no longer the one claimed."""
+        """Store the outcome of a claim, however long that takes; None where the entry is no longer the one claimed.
+
+        A new token is stored as long as the refresh token is there that was spent for it: what others have noted beside
+        that, such as that it may be lost, is no longer so.
+        """
         pause, longest = STORE_AGAIN
         while True:
             try:
@@ -202,7 +206,8 @@ class Rotation:
                 continue
             if stored is not None:
                 return stored
-            if current is None or not _still_ours(current, claimed, outcome):
+            spent_for = outcome.token is not claimed.token
+            if not spent_for or current is None or not _same(_refresh_token(current), _refresh_token(claimed)):
                 return None
             outcome = replace(outcome, version=current.version)
 
@@ -221,7 +226,7 @@ def serves(entry: Entry, refused: str | None) -> bool:
 
 
 def _lives_beyond(entry: Entry, refused: str | None, margin: float) -> bool:
-    if entry.withdrawn or (refused is not None and same(entry.token.access_token, refused)):
+    if entry.withdrawn or (refused is not None and _same(entry.token.access_token, refused)):
         return False
     return entry.token.expires_at is None or time() < entry.token.expires_at - margin
 
@@ -235,17 +240,10 @@ def _left(claim: Claim) -> float:
     return claim.lasts - abs(time() - claim.at)
 
 
-def _still_ours(current: Entry, claimed: Entry, outcome: Entry) -> bool:
-    """Whether an entry that has changed since may be overwritten all the same.
-
-    With a new token it may as long as it holds the refresh token that was spent for it, whatever others have noted
-    beside. With a mark about that refresh token it may only under the very claim.
-    """
-    if outcome.token is claimed.token:
-        return current.claim == claimed.claim
-    return same(current.token.refresh_token, claimed.token.refresh_token)
+def _refresh_token(entry: Entry) -> str:
+    return entry.token.refresh_token or ""
 
 
-def same(one: str | None, other: str | None) -> bool:
+def _same(one: str, other: str) -> bool:
     """Whether two secrets are equal, told in constant time."""
-    return compare_digest((one or "").encode("utf-8", "replace"), (other or "").encode("utf-8", "replace"))
+    return compare_digest(one.encode("utf-8", "replace"), other.encode("utf-8", "replace"))

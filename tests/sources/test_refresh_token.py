@@ -141,18 +141,16 @@ async def test_it_is_refreshed_as_early_as_the_engine_asks_for_a_newer_one(
     world: World, left: float, refreshes: int
 ) -> None:
     """Else the engine would be handed the token it is about to replace."""
-    await world.store.put(ALICE, stored(world.provider.log_in(), expires_in=3600))
-    entry = await world.entry()
-    aged = replace(entry, stored_at=time.time() - 3600, token=replace(entry.token, expires_at=time.time() + left))
-    assert await world.store.compare_and_swap(aged)
+    await about_to_expire(world, left=left)
     await ask(world.source())
     assert world.provider.refreshes == refreshes
 
 
 async def test_a_token_that_lives_shortly_is_served_more_than_once(world: World) -> None:
-    """A minute of margin would be all of its life."""
+    """A minute of margin would be all of its life, however old the login."""
     world.provider.lifetime = 20
     await world.store.put(ALICE, stored(world.provider.log_in()))
+    assert await world.store.compare_and_swap(replace(await world.entry(), stored_at=time.time() - 3600))
     source = world.source()
     assert (await ask(source)).value == (await ask(source)).value
     assert world.provider.refreshes == 1
@@ -296,6 +294,30 @@ async def test_a_withdrawn_grant_is_final_and_remembered(world: World, status: i
     assert world.provider.valid((await ask(world.source())).value)
 
 
+async def test_a_withdrawn_grant_is_told_at_once(world: World) -> None:
+    """The user has revoked it; what is left of the access token's life is not theirs to give."""
+    await about_to_expire(world)
+    world.provider.revoke((await world.entry()).token.access_token)
+    with pytest.raises(ReconnectRequired):
+        await ask(world.source())
+
+
+async def about_to_expire(world: World, *, left: float = 40.0) -> StoredToken:
+    """An hour's token with that many seconds left of it, in the store."""
+    token = stored(world.provider.log_in(), expires_in=left)
+    await world.store.put(ALICE, token)
+    assert await world.store.compare_and_swap(replace(await world.entry(), stored_at=time.time() - 3600))
+    return token
+
+
+async def test_our_own_mistakes_are_explained_to_the_operator(world: World) -> None:
+    """Without the answer, in which there may be anything."""
+    await world.store.put(ALICE, stored(world.provider.log_in()))
+    with pytest.raises(TokenSourceFailed, match="client_auth") as caught:
+        await ask(world.source(client_secret="wrong"))
+    assert type(caught.value) is TokenSourceFailed
+
+
 PASSING = [
     pytest.param({"status": 500, "body": {"error": "invalid_grant"}}, TokenSourceUnavailable, id="500"),
     pytest.param({"status": 502, "body": "<html>"}, TokenSourceUnavailable, id="502"),
@@ -331,17 +353,12 @@ async def test_a_token_that_is_still_valid_serves_through_it(
     world: World, answer: dict[str, Any], error: type[TokenError], caplog: pytest.LogCaptureFixture
 ) -> None:
     """That is what the minute before its end is for; the operator is told."""
-    tokens = world.provider.log_in()
-    await world.store.put(ALICE, stored(tokens, expires_in=3600))
-    entry = await world.entry()
-    assert await world.store.compare_and_swap(
-        replace(entry, stored_at=time.time() - 3600, token=replace(entry.token, expires_at=time.time() + 40))
-    )
+    old = (await about_to_expire(world)).access_token
     world.provider.respond("/token", **answer)
-    assert (await ask(world.source())).value == tokens["access_token"]
+    assert (await ask(world.source())).value == old
     assert "still serves" in caplog.text
     with pytest.raises(error):
-        await ask(world.source(), refused=tokens["access_token"])
+        await ask(world.source(), refused=old)
 
 
 async def test_a_server_that_can_not_be_reached_has_not_been_sent_anything(world: World) -> None:
@@ -382,9 +399,11 @@ async def test_a_refresh_token_that_may_be_spent_is_not_sent_again(world: World,
     entry = await world.entry()
     assert not entry.withdrawn
     assert await world.store.compare_and_swap(replace(entry, token=replace(entry.token, expires_at=time.time() - 1)))
+    started = time.monotonic()
     for _ in range(2):
         with pytest.raises(ReconnectRequired):
             await ask(world.source())
+    assert time.monotonic() - started < 2  # nobody waits for what will not come
     assert (world.provider.count("/token"), world.provider.reuses) == (1, 0)
     assert (await world.entry()).withdrawn
 
@@ -568,16 +587,14 @@ async def test_a_refresh_that_takes_long_is_waited_for_within_bounds_and_goes_on
 
 
 async def test_a_valid_token_serves_while_another_process_refreshes(world: World) -> None:
-    """Nobody need wait for what nobody needs yet, not for longer than a moment, and not where it was left behind."""
-    tokens = world.provider.log_in()
-    await world.store.put(ALICE, stored(tokens, expires_in=3600))
+    """A claim is no matter to whoever needs no new token; one that was left behind, only when the old one ends."""
+    token = stored(world.provider.log_in(), expires_in=3600)
+    await world.store.put(ALICE, token)
+    await claim(world)
+    assert (await ask(world.source())).value == token.access_token
+    token = await about_to_expire(world)
     await claim(world, at=time.time() - 61)
-    assert (await ask(world.source())).value == tokens["access_token"]
-    entry = await world.entry()
-    assert await world.store.compare_and_swap(
-        replace(entry, stored_at=time.time() - 3600, token=replace(entry.token, expires_at=time.time() + 40))
-    )
-    assert (await ask(world.source())).value == tokens["access_token"]
+    assert (await ask(world.source())).value == token.access_token
     assert world.provider.count() == 0
 
 

@@ -142,6 +142,19 @@ async def test_what_is_no_database_is_unavailable_until_it_is_mended(path: Path,
     assert len(await store.get(ALICE)) == 1
 
 
+async def test_a_file_that_was_emptied_under_a_running_process_is_set_up_again(
+    path: Path, store: SQLiteTokenStore
+) -> None:
+    """After an error the file is looked at as if for the first time, since it may not be the one it was."""
+    await store.put(ALICE, TOKEN)
+    for statement in ("DROP TABLE tokens", "PRAGMA user_version = 0", "PRAGMA application_id = 0"):
+        raw(path, statement)
+    with pytest.raises(TokenSourceUnavailable, match="SQLITE_ERROR"):
+        await store.put(ALICE, TOKEN)
+    await store.put(ALICE, TOKEN)
+    assert len(await store.get(ALICE)) == 1
+
+
 async def test_a_folder_that_may_not_be_written_to_is_unavailable(tmp_path: Path) -> None:
     """The operating system's word for it, no path."""
     folder = tmp_path / "folder"
