@@ -30,7 +30,7 @@ LOG_EVERY: Final = 60.0
 MAX_TTL: Final = 30 * 24 * 3600  # memcached reads anything longer as a date
 
 _PREFIX = "idp-middleware:token:"
-_VERSION = "1"
+_VERSION = "2"
 """Of the key and of what is stored under it: another version finds nothing, rather than something it misreads."""
 
 
@@ -130,6 +130,7 @@ class TokenCache:
             "expires_at": token.expires_at,
             "type": token.type,
             "scopes": sorted(token.scopes),
+            "extra": dict(token.extra),
         }
         text = json.dumps(fields)
         return text if self._fernet is None else self._fernet.encrypt(text.encode()).decode()
@@ -144,6 +145,7 @@ class TokenCache:
             None if expires_at is None else float(expires_at),
             fields["type"],
             frozenset(_text(scope) for scope in fields["scopes"]),
+            dict(fields["extra"]),
         )
         # A host whose clock is ahead must not lengthen a token's life here.
         return token, min(float(fields["asked_at"]), time())

@@ -62,13 +62,16 @@ class Token(_HoldsSecret):
     """A provider token, as the identity provider handed it out.
 
     `expires_at` is in seconds since the epoch; None means that nobody knows, and the token then serves for a bounded
-    age only. `type` is the authentication scheme it is sent with (RFC 6749 section 7.1).
+    age only. `type` is the authentication scheme it is sent with (RFC 6749 section 7.1). Empty `scopes` are unknown.
+    `extra` is what came with it and some APIs need (JSON values): the `access_token_secret` of OAuth 1.0a, Salesforce's
+    `instance_url`.
     """
 
     value: str = field(repr=False)
     expires_at: float | None = None
     type: str = "Bearer"
     scopes: frozenset[str] = frozenset()
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     authorization: bytes = field(init=False, repr=False, compare=False)
     """The `Authorization` value it is sent as, made once."""
 

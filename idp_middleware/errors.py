@@ -238,10 +238,25 @@ class IdentityNotLinked(TokenError):
 
 
 class ReconnectRequired(IdentityNotLinked):
-    """Linked, but the provider has withdrawn it: the user must connect the account again."""
+    """Linked, but the provider has withdrawn it, or `scopes` are missing: the user must connect the account again."""
 
     name = "reconnect-required"
     title = "The user must connect this account again."
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        connection: str | None = None,
+        connect_url: str | None = None,
+        scopes: Iterable[str] = (),
+    ) -> None:
+        super().__init__(message, connection=connection, connect_url=connect_url)
+        self.scopes = tuple(sorted(scopes))
+
+    def members(self) -> dict[str, Any]:
+        members = super().members()
+        return {**members, "scopes": list(self.scopes)} if self.scopes else members
 
 
 class IdentityAmbiguous(TokenError):
