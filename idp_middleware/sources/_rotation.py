@@ -77,7 +77,7 @@ class Rotation:
         self._store = store
         self._exchange = exchange
         self._lasts = lasts
-        self._reuse_is_fatal = reuse_is_fatal
+        self._fatal = reuse_is_fatal
         self._loop: asyncio.AbstractEventLoop | None = None
         self._begin()
 
@@ -139,27 +139,25 @@ class Rotation:
             if is_fresh(entry, refused):
                 return entry
             if entry.withdrawn:
-                raise ReconnectRequired("the provider has withdrawn the refresh token", connection=key.connection)
-            if entry.token.refresh_token is None:
-                if serves(entry, refused):
-                    return entry
-                raise ReconnectRequired("expired, without a refresh token", connection=key.connection)
-            if entry.claim is not None:
-                left = _left(entry.claim)
-                if left > 0:
-                    if monotonic() > give_up:
-                        raise TokenSourceUnavailable("another process refreshes it", retry_after=left)
-                    await asyncio.sleep(POLL * random.uniform(0.5, 1.5))  # noqa: S311 - spreads looks, hides nothing
-                    continue
-                if self._reuse_is_fatal:
-                    if serves(entry, refused):
-                        return entry
-                    if await self._store.compare_and_swap(replace(entry, claim=None, withdrawn=True)) is not None:
-                        log.warning("a refresh of %r has left no outcome: its user must reconnect", key.connection)
-                    continue
-            renewed = await self._claim_and_spend(entry)
-            if renewed is not None:
-                return renewed
+                raise ReconnectRequired("the refresh token is withdrawn, or may be spent", connection=key.connection)
+            left = 0.0 if entry.claim is None else _left(entry.claim)
+            # To send: nobody has, or somebody may have and it harms nobody to do so again.
+            mine = entry.token.refresh_token is not None and (entry.claim is None or (left <= 0 and not self._fatal))
+            if mine:
+                renewed = await self._claim_and_spend(entry)
+                if renewed is not None:
+                    return renewed
+            elif serves(entry, refused):
+                return entry
+            elif entry.token.refresh_token is None:
+                raise ReconnectRequired("over, and without a refresh token", connection=key.connection)
+            elif left <= 0:
+                log.warning("a refresh of %r has left no outcome: its user must reconnect", key.connection)
+                await self._store.compare_and_swap(replace(entry, claim=None, withdrawn=True))
+            elif monotonic() < give_up:
+                await asyncio.sleep(POLL * random.uniform(0.5, 1.5))  # noqa: S311 - spreads looks, hides nothing
+            else:
+                raise TokenSourceUnavailable("another process refreshes it", retry_after=left)
 
     async def _claim_and_spend(self, entry: Entry) -> Entry | None:
         """The renewed entry; None where it is another by now. Raises as `renewed` does."""
@@ -178,7 +176,7 @@ class Rotation:
             error = ReconnectRequired(str(exc), connection=claimed.key.connection)
         except MaybeSpent as exc:
             # Left behind from the start: nobody need wait for what will not come.
-            left_behind = replace(claim, lasts=0.0) if self._reuse_is_fatal else None
+            left_behind = replace(claim, lasts=0.0) if self._fatal else None
             outcome, error = replace(claimed, claim=left_behind), exc.error
         except IdPError as exc:
             outcome, error = replace(claimed, claim=None), exc

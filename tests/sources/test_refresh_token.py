@@ -587,14 +587,17 @@ async def test_a_refresh_that_takes_long_is_waited_for_within_bounds_and_goes_on
 
 
 async def test_a_valid_token_serves_while_another_process_refreshes(world: World) -> None:
-    """A claim is no matter to whoever needs no new token; one that was left behind, only when the old one ends."""
+    """Nobody waits for what nobody needs yet, be it under way or left behind."""
     token = stored(world.provider.log_in(), expires_in=3600)
     await world.store.put(ALICE, token)
     await claim(world)
+    started = time.monotonic()
     assert (await ask(world.source())).value == token.access_token
-    token = await about_to_expire(world)
-    await claim(world, at=time.time() - 61)
-    assert (await ask(world.source())).value == token.access_token
+    for at in (time.time(), time.time() - 61):
+        token = await about_to_expire(world)
+        await claim(world, at=at)
+        assert (await ask(world.source())).value == token.access_token
+    assert time.monotonic() - started < 3
     assert world.provider.count() == 0
 
 
