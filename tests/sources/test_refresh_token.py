@@ -39,6 +39,7 @@ from tests.stack import free_port
 KEYS = [Fernet.generate_key().decode()]
 ALICE = TokenKey(issuer="https://acme.example/", subject="auth0|alice", connection="github")
 CALLER = Caller("auth0|alice", claims={"iss": "https://acme.example/"})
+EXTRA = {"instance_url": "https://acme.my.salesforce.com"}
 
 
 def stored(answer: dict[str, Any], *, expires_in: float = -1.0, **fields: Any) -> StoredToken:
@@ -104,9 +105,12 @@ async def until(condition: Callable[[], Any]) -> None:
 
 async def test_a_token_that_is_valid_is_served_and_nobody_is_asked(world: World) -> None:
     """With all that the app put in; known to the engine for a bounded time, so that it sees what the app changes."""
-    await world.store.put(ALICE, stored(world.provider.log_in(scope="repo gist"), expires_in=3600, type="token"))
+    await world.store.put(
+        ALICE, stored(world.provider.log_in(scope="repo gist"), expires_in=3600, type="token", extra=EXTRA)
+    )
     entry = await world.entry()
     token = await ask(world.source())
+    assert token.extra == EXTRA
     assert (token.value, token.type, token.scopes) == (entry.token.access_token, "token", {"repo", "gist"})
     assert token.expires_at == pytest.approx(time.time() + MAX_AGE, abs=30)
     assert world.provider.count() == 0
