@@ -176,7 +176,7 @@ def test_waiting_for_the_upstream_is_bounded_at_every_step(parser):
         with raw_upstream(until_closed) as url, gateway(parser, scheme + url[4:], timeout=timeout) as stack:
             start = time.monotonic()
             assert stack.ask("GET", "/idp/up/x").problem == "upstream-timeout"
-            assert 0.15 < time.monotonic() - start < 2
+            assert 0.15 < time.monotonic() - start < 4
 
 
 def test_an_upstream_that_takes_no_more_of_an_upload_is_504(parser):
@@ -254,7 +254,7 @@ def test_cancelling_a_request_from_outside_closes_its_upstream(parser, stage):
             if scope["type"] != "http":
                 return await middleware(scope, receive, send)
             try:
-                async with asyncio.timeout(0.2):
+                async with asyncio.timeout(0.5):
                     await middleware(scope, receive, send)
             except TimeoutError:
                 outcome.append("timed out")
@@ -460,7 +460,7 @@ def test_callers_that_send_slowly_hold_nobody_up(parser):
             client.send(stack.raw_request("POST", "/idp/up/slow", "Content-Length: 100", body=b"x", close=False))
         start = time.monotonic()
         assert stack.ask("GET", "/idp/up/x").status == 200
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 4
         assert upstream.connections == 1
         assert upstream.targets() == [b"/x"]
 
