@@ -21,6 +21,7 @@ from idp_middleware._introspection import IntrospectionAuthenticator
 from idp_middleware._jwt import JWTAuthenticator
 from idp_middleware._middleware import IdPMiddleware
 from idp_middleware._routes import ProxyRoute
+from idp_middleware._rules import Rule
 from idp_middleware._session import SessionAuthenticator
 from idp_middleware._types import Authenticator, Caller, Timeout, Token, TokenSource
 from idp_middleware._version import __version__
@@ -34,6 +35,7 @@ __all__ = [
     "IntrospectionAuthenticator",
     "JWTAuthenticator",
     "ProxyRoute",
+    "Rule",
     "SessionAuthenticator",
     "Timeout",
     "Token",

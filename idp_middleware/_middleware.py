@@ -7,17 +7,16 @@ through their one-method protocols only, and HTTP through the seam in `_upstream
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import httpx
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from idp_middleware._any_of import as_authenticator
 from idp_middleware._cache import BaseCache, TokenCache, as_token_cache
 from idp_middleware._engine import Engine
 from idp_middleware._httpx_upstream import HTTPXUpstream
@@ -27,13 +26,13 @@ from idp_middleware._public_urls import lead_back, public_origin
 from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
 from idp_middleware._response_headers import response_headers
 from idp_middleware._routes import ProxyRoute, RouteMap
+from idp_middleware._rules import ask
 from idp_middleware._tokens import TokenEngine
-from idp_middleware._types import Authenticator, AuthenticatorLike, Caller, RawHeaders, Token
+from idp_middleware._types import AuthenticatorLike, Caller, RawHeaders, Token
 from idp_middleware._upstream import Upstream, UpstreamResponse
 from idp_middleware.errors import (
     CallerForbidden,
     ClientDisconnected,
-    ConfigurationError,
     IdentityNotLinked,
     IdPError,
     TokenError,
@@ -81,7 +80,7 @@ class IdPMiddleware:
     ) -> None:
         self.app: ASGIApp = _nothing_behind if app is None else app
         self._routes = RouteMap(routes, prefix)
-        self._authenticator = _as_authenticator(authenticator)
+        self._authenticator = as_authenticator(authenticator)
         self._tokens = TokenEngine(as_token_cache(cache))
         self._upstream: Upstream = Engine() if transport is None else HTTPXUpstream(transport)
         self._on_error = on_error or problem_response
@@ -134,11 +133,14 @@ class IdPMiddleware:
         inbound.expect(length=request.length, chunked=request.chunked)
         route, rest = self._routes.match(rest)
         target = route.target(rest, scope.get("query_string", b""))
-        caller = await self._authenticator.authenticate(HTTPConnection(scope))
+        conn = HTTPConnection(scope)
+        caller = await self._authenticator.authenticate(conn)
         if request.account is not None:
             caller = replace(caller, account=request.account)
         method: str = scope["method"]
         _authorize(caller, route, method, rest)
+        if route.authorize is not None:
+            await ask(route.authorize, caller, conn)
         inbound.limit(route.max_body)
         if self._pseudonym in request.via:
             raise UpstreamUnreachable("the route leads back to this middleware")
@@ -237,8 +239,8 @@ class IdPMiddleware:
             raise UpstreamAborted("the upstream stalled in the middle of its response") from None
 
     async def _answer(self, error: IdPError, scope: Scope, receive: Receive, send: Send, *, close: bool) -> None:
-        if error.status >= 500:
-            logger.warning("%s: %s", error.name, error)
+        # What a caller did wrong is seen at DEBUG only: anybody could fill a log with it.
+        logger.log(logging.WARNING if error.status >= 500 else logging.DEBUG, "%s: %s", error.name, error)
         response = self._on_error(HTTPConnection(scope), error)
         if close:
             # The rest of the body is still to come, and must not be read as the next request.
@@ -277,6 +279,8 @@ def _authorize(caller: Caller, route: ProxyRoute, method: str, rest: bytes) -> N
     route.check_path(rest)
     if not caller.scopes.issuperset(route.scopes):
         raise CallerForbidden("scope missing", scopes=route.scopes)
+    if route.rules:
+        route.check_rules(caller.scopes, method, rest)
 
 
 def problem_response(conn: HTTPConnection, error: IdPError) -> Response:  # noqa: ARG001
@@ -301,18 +305,3 @@ async def _nothing_behind(scope: Scope, receive: Receive, send: Send) -> None:
         await PlainTextResponse("Not Found", status_code=404)(scope, receive, send)
     elif scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1000})
-
-
-class _FunctionAuthenticator:
-    """A plain async function as an `Authenticator`."""
-
-    def __init__(self, function: Any) -> None:
-        self.authenticate = function
-
-
-def _as_authenticator(authenticator: AuthenticatorLike) -> Authenticator:
-    if hasattr(authenticator, "authenticate"):
-        return authenticator
-    if inspect.iscoroutinefunction(authenticator):
-        return _FunctionAuthenticator(authenticator)
-    raise ConfigurationError("must have an async method authenticate(), or be an async function", key="authenticator")

@@ -14,6 +14,17 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+from idp_middleware._rules import (
+    Authorize,
+    Readings,
+    Rule,
+    apply_rules,
+    check_authorize,
+    check_method,
+    check_rules,
+    compile_paths,
+    strings,
+)
 from idp_middleware._types import Timeout, TokenSource, TokenSourceLike
 from idp_middleware.errors import BadRequest, CallerForbidden, ConfigurationError, MethodNotAllowed, RouteNotFound
 
@@ -50,6 +61,9 @@ class ProxyRoute:
         scopes: what the caller must hold to use the route.
         methods: allowed request methods; default `METHODS`.
         paths: allowed paths after the route's name, as patterns: `*` is one segment, `**` any number of them.
+        rules: what else a request has to fit, where all the above is not enough: one `Rule` that allows it, and none
+            that denies it.
+        authorize: an async function of the caller and the connection that has the last word; only True is yes.
         headers: fields set on each upstream request, whatever the caller sent.
         default_headers: fields added where the caller sent none.
         timeout: bounds on waiting for the upstream.
@@ -72,6 +86,8 @@ class ProxyRoute:
     scopes: Collection[str] = frozenset()
     methods: Collection[str] = METHODS
     paths: Collection[str] | None = None
+    rules: Collection[Rule] = ()
+    authorize: Authorize | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     default_headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     timeout: Timeout = field(default_factory=Timeout)
@@ -100,12 +116,14 @@ class ProxyRoute:
             "base_path": base_path.rstrip(b"/"),
             "base_query": base_query,
             "source": _as_source(self.token_source),
-            "scopes": frozenset(_strings(self.scopes, "scopes")),
-            "methods": frozenset(_method(m) for m in _strings(self.methods, "methods")),
+            "scopes": frozenset(strings(self.scopes, "scopes")),
+            "methods": frozenset(check_method(m) for m in strings(self.methods, "methods")),
             "fixed_headers": _encoded(self.headers, "headers"),
             "fallback_headers": _encoded(self.default_headers, "default_headers"),
-            "cookies": tuple(_strings(self.cookies, "cookies")),
-            "_allowed_path": None if self.paths is None else compile_paths(_strings(self.paths, "paths")),
+            "cookies": tuple(strings(self.cookies, "cookies")),
+            "_allowed_path": None if self.paths is None else compile_paths(strings(self.paths, "paths")),
+            "rules": check_rules(self.rules),
+            "authorize": check_authorize(self.authorize),
         }
         for name, value in computed.items():
             object.__setattr__(self, name, value)
@@ -138,13 +156,12 @@ class ProxyRoute:
         """
         if self._allowed_path is None:
             return
-        whole = unquote_to_bytes(rest).decode("latin-1")
-        # A slash that was encoded is put back as a character that no pattern can hold.
-        parts = "/".join(
-            unquote_to_bytes(part).decode("latin-1").replace("/", "\0") for part in (rest or b"/").split(b"/")
-        )
-        if not (self._allowed_path.match(whole or "/") and self._allowed_path.match(parts)):
+        if not all(map(self._allowed_path.match, Readings(rest).strict)):
             raise CallerForbidden("path not on the route's list")
+
+    def check_rules(self, scopes: frozenset[str], method: str, rest: bytes) -> None:
+        """Raises `CallerForbidden` unless a rule allows this to who holds `scopes`, and none denies it."""
+        apply_rules(self.rules, scopes, method, rest)  # type: ignore[arg-type]
 
     def target(self, rest: bytes, query: bytes) -> bytes:
         """The request target (RFC 9112 section 3.2.1) at the upstream for what followed the route's name.
@@ -309,47 +326,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def compile_paths(patterns: Collection[str]) -> re.Pattern[str]:
-    """One expression for all of a route's path patterns.
-
-    Raises `ConfigurationError` for what would not mean what it looks like.
-    """
-    alternatives = []
-    for pattern in patterns:
-        if not pattern.startswith("/"):
-            raise ConfigurationError(f"{pattern!r} must start with a slash", key="paths")
-        if not re.fullmatch(r"[A-Za-z0-9/._~!$&'()+,;=:@*-]+", pattern):
-            raise ConfigurationError(f"{pattern!r} may hold * and ** but no other special characters", key="paths")
-        segments = pattern[1:].split("/")
-        for segment in segments:
-            if segment in (".", "..") or ("**" in segment and segment != "**"):
-                raise ConfigurationError(f"{pattern!r} has a segment {segment!r} that can't match", key="paths")
-        alternatives.append(
-            "".join(
-                "/.*" if segment == "**" else "/" + "[^/]*".join(re.escape(literal) for literal in segment.split("*"))
-                for segment in segments
-            )
-        )
-    if not alternatives:
-        raise ConfigurationError("is empty, so nothing would be allowed", key="paths")
-    return re.compile(f"(?:{'|'.join(alternatives)})\\Z", re.DOTALL)
-
-
-def _strings(values: Collection[str], key: str) -> Collection[str]:
-    # A bare string is a collection too: scopes="read" would ask for the scopes r, e, a and d.
-    if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
-        raise ConfigurationError("must be a list of strings", key=key)
-    return values
-
-
-def _method(method: str) -> str:
-    if not _TOKEN.match(method) or method != method.upper():
-        raise ConfigurationError(f"{method!r} is not a request method (they are upper case)", key="methods")
-    if method in ("TRACE", "CONNECT"):
-        raise ConfigurationError(f"{method} is never forwarded", key="methods")
-    return method
 
 
 def _encoded(headers: Mapping[str, str], key: str) -> tuple[tuple[bytes, bytes], ...]:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TypedDict, Unpack
 
 from idp_middleware._routes import ProxyRoute
+from idp_middleware._rules import Authorize, Rule
 from idp_middleware._types import Timeout, TokenSourceLike
 
 __all__ = ["PRESETS", "RouteOptions", "github"]
@@ -24,6 +25,8 @@ class RouteOptions(TypedDict, total=False):
     scopes: Collection[str]
     methods: Collection[str]
     paths: Collection[str] | None
+    rules: Collection[Rule]
+    authorize: Authorize | None
     headers: Mapping[str, str]
     default_headers: Mapping[str, str]
     timeout: Timeout

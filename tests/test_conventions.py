@@ -109,6 +109,7 @@ def test_the_public_names_are_a_list_that_is_kept():
         "IntrospectionAuthenticator",
         "JWTAuthenticator",
         "ProxyRoute",
+        "Rule",
         "SessionAuthenticator",
         "Timeout",
         "Token",

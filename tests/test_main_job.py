@@ -11,7 +11,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from idp_middleware import Caller, IdPMiddleware, JWTAuthenticator, ProxyRoute, Token, sources
+from idp_middleware import Caller, IdPMiddleware, JWTAuthenticator, ProxyRoute, Rule, Token, sources
 from idp_middleware.testing import Identity, serve, signing_key
 from tests.stack import AUDIENCE, CLIENT, PARSERS, USERS, free_port, one_route, running
 
@@ -382,6 +382,33 @@ def test_headers_of_a_route_are_set_whatever_the_caller_sent():
         raw = stack.raw_request("GET", "/idp/r/echo/x")
         stack.raw(raw)
         assert stack.provider.last.header("user-agent") == "acme"
+
+
+def test_rules_and_a_function_of_the_apps_own_have_a_say_after_the_scopes():
+    """One rule must allow, none may deny, and only True is yes."""
+
+    async def not_bob(caller, conn):
+        return caller.subject != "auth0|bob" and "x-blocked" not in conn.headers
+
+    def routes(api, source):
+        rules = [
+            Rule(methods=["GET"]),
+            Rule(methods=["PUT"], scopes=["write:github"]),
+            Rule(paths=["/echo/secret/**"], deny=True),
+        ]
+        return {"r": ProxyRoute(api, token_source=source, connection="github", rules=rules, authorize=not_bob)}
+
+    with running(routes=routes) as stack, stack.client() as client:
+        assert client.get("/idp/r/user").status_code == 200
+        assert problem(client.put("/idp/r/echo/x")) == (403, "caller-forbidden")
+        allowed = client.put("/idp/r/echo/x", headers=stack.bearer(scope="write:github"))
+        assert allowed.status_code == 200
+        stack.provider.clear()
+        for target in ("/idp/r/echo/secret/x", "/idp/r/echo/SECRET/x", "/idp/r/echo%2Fsecret/x"):
+            assert problem(client.get(target)) == (403, "caller-forbidden")
+        assert problem(client.get("/idp/r/user", headers={"x-blocked": "1"})) == (403, "caller-forbidden")
+        assert problem(client.get("/idp/r/user", headers=stack.bearer("bob"))) == (403, "caller-forbidden")
+        assert stack.provider.requests == []
 
 
 def test_a_route_that_leads_back_to_us_ends():
