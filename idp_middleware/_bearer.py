@@ -48,7 +48,8 @@ def bearer_token(headers: Iterable[tuple[bytes, bytes]], schemes: frozenset[byte
         raise NotMine("no Authorization field", error=None)
     if len(value) > MAX_TOKEN + 16:
         raise CallerUnauthenticated("the Authorization field is too long")
-    scheme, _, token = value.partition(b" ")
+    # White space behind a value is no part of it (RFC 9112 section 5.1), though some parsers leave it there.
+    scheme, _, token = value.rstrip(b" \t").partition(b" ")
     if scheme.lower() not in schemes:
         raise NotMine("another authentication scheme", error=None)
     if not token or len(token) > MAX_TOKEN:

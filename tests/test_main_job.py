@@ -138,6 +138,14 @@ def test_a_caller_who_cannot_be_verified_gets_401_and_nothing_goes_anywhere(stac
     assert stack.auth0.count("/oauth/token") == stack.auth0.count("/api/v2") == 0
 
 
+def test_white_space_behind_the_token_is_no_part_of_it(stack):
+    """RFC 9112 section 5.1; one of the parsers leaves it there."""
+    answer = stack.raw(
+        stack.raw_request("GET", "/idp/github/user", f"Authorization: Bearer {stack.token()} ", user=None)
+    )
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
 def problem(answer: httpx.Response) -> tuple[int, str]:
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["cache-control"] == "no-store"

@@ -301,7 +301,6 @@ def test_a_folded_field_is_502(stack, upstream):
     assert stack.ask("GET", "/idp/up/x").problem == "upstream-unreachable"
 
 
-@pytest.mark.xfail(strict=True, reason="the engine leaves white space behind a value; h11 then refuses to send it")
 def test_white_space_around_a_value_is_no_part_of_it(stack, upstream):
     """D28: RFC 9112 section 5.1: a server that is strict about what it sends would break the connection off."""
     upstream.answer = ok(b"X-A:\t1 \t", b"Refresh: 3; url=/base/y ")
