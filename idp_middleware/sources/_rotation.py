@@ -23,7 +23,7 @@ from dataclasses import replace
 from hmac import compare_digest
 from secrets import token_hex
 from time import monotonic, time
-from typing import Final
+from typing import Final, TypeVar
 
 from idp_middleware._tokens import CLOCK_SKEW, REFRESH_BEFORE
 from idp_middleware.errors import (
@@ -38,6 +38,9 @@ from idp_middleware.sources._patient import AT_ONCE
 from idp_middleware.stores import Claim, Entry, StoredToken, TokenKey, TokenStore
 
 log = logging.getLogger("idp_middleware.tokens")
+
+_A = TypeVar("_A")
+_T = TypeVar("_T")
 
 # In seconds.
 PATIENCE: Final = 10.0  # of whoever waits for a refresh, which goes on without them
@@ -164,7 +167,13 @@ class Rotation:
         # Waited for before the claim, which would go stale in a queue.
         async with self._turns:
             claim = Claim(owner=token_hex(16), at=time(), lasts=self._lasts)
-            claimed = await self._store.compare_and_swap(replace(entry, claim=claim))
+            try:
+                claimed = await self._store.compare_and_swap(replace(entry, claim=claim))
+            except Exception:
+                # It may be written all the same, and would then look like one that was left behind.
+                claimed = await self._insist(self._look, entry.key)
+                if claimed is None or claimed.claim != claim:
+                    raise
             return None if claimed is None else await self._spend(claimed, claim)
 
     async def _spend(self, claimed: Entry, claim: Claim) -> Entry | None:
@@ -187,27 +196,32 @@ class Rotation:
         raise error
 
     async def _settle(self, claimed: Entry, outcome: Entry) -> Entry | None:
-        """Store the outcome of a claim, however long that takes; None where the entry is no longer the one claimed.
+        """Store the outcome of a claim; None where the entry is no longer the one that was claimed.
 
         A new token is stored as long as the refresh token is there that was spent for it: what others have noted beside
         that, such as that it may be lost, is no longer so.
         """
-        pause, longest = STORE_AGAIN
         while True:
-            try:
-                stored = await self._store.compare_and_swap(outcome)
-                current = stored or await self._look(claimed.key)
-            except IdPError as exc:
-                log.error("the outcome of a refresh can't be stored yet, next try in %.2g s: %s", pause, exc)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, longest)
-                continue
+            stored = await self._insist(self._store.compare_and_swap, outcome)
             if stored is not None:
                 return stored
+            current = await self._insist(self._look, claimed.key)
             spent_for = outcome.token is not claimed.token
             if not spent_for or current is None or not _same(_refresh_token(current), _refresh_token(claimed)):
                 return None
             outcome = replace(outcome, version=current.version)
+
+    async def _insist(self, work: Callable[[_A], Awaitable[_T]], about: _A) -> _T:
+        """What the store says, asked until it does: between a claim and its outcome there is no giving up."""
+        pause, longest = STORE_AGAIN
+        while True:
+            try:
+                return await work(about)
+            except Exception as exc:  # of somebody's own store, perhaps
+                what = exc if isinstance(exc, IdPError) else type(exc).__name__
+                log.error("the store fails in the middle of a refresh, next try in %.2g s: %s", pause, what)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
 
     async def _look(self, key: TokenKey) -> Entry | None:
         return next((entry for entry in await self._store.get(key) if entry.key == key), None)

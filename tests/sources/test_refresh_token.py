@@ -727,13 +727,15 @@ async def test_what_a_refresh_brings_is_stored_before_anybody_gets_it_however_lo
     assert (store.failed, world.provider.refreshes) == (3, 1)
 
 
-async def test_a_write_that_only_seemed_to_fail_is_recognised(world: World) -> None:
-    """A database that commits and then loses the connection."""
-    store = Faulty(world.store, failing=lambda entry: entry.claim is None, written=True)
+@pytest.mark.parametrize("claiming", [True, False], ids=["the claim", "the outcome"])
+async def test_a_write_that_only_seemed_to_fail_is_recognised(world: World, claiming: bool) -> None:
+    """A database that commits and then loses the connection must not cost anybody a reconnect."""
+    store = Faulty(world.store, failing=lambda entry: (entry.claim is not None) is claiming, written=True)
     await world.store.put(ALICE, stored(world.provider.log_in()))
     token = await ask(world.source(store))
-    assert (await world.entry()).token.access_token == token.value
-    assert world.provider.refreshes == 1
+    entry = await world.entry()
+    assert (entry.token.access_token, entry.claim) == (token.value, None)
+    assert (store.failed, world.provider.refreshes) == (1, 1)
 
 
 async def test_without_a_claim_nothing_is_sent(world: World) -> None:
@@ -745,18 +747,28 @@ async def test_without_a_claim_nothing_is_sent(world: World) -> None:
     assert world.provider.count() == 0
 
 
-async def test_errors_of_somebodys_own_store_come_out(world: World) -> None:
-    """The engine makes an answer of them, and logs where it was."""
+@pytest.mark.parametrize("when", ["claiming", "settling"])
+async def test_errors_of_somebodys_own_store_come_out_unless_a_token_would_be_lost(
+    world: World, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine makes an answer of them; in the middle of a refresh there is nobody who could mend it."""
 
     class Broken(Faulty):
         async def compare_and_swap(self, entry: Entry) -> Entry | None:
-            raise RuntimeError("a bug")
+            if self.failing(entry) and self.failed < self.times:
+                self.failed += 1
+                raise RuntimeError("s3cret")
+            return await self.inner.compare_and_swap(entry)
 
     await world.store.put(ALICE, stored(world.provider.log_in()))
-    source = world.source(Broken(world.store, failing=bool))
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="a bug"):
+    source = world.source(Broken(world.store, failing=lambda entry: (entry.claim is not None) is (when == "claiming")))
+    if when == "claiming":
+        with pytest.raises(RuntimeError):
             await ask(source)
+    assert world.provider.valid((await ask(source)).value)
+    assert world.provider.refreshes == 1
+    assert "s3cret" not in caplog.text
+    assert ("RuntimeError" in caplog.text) is (when == "settling")
 
 
 # With the engine, and set up
