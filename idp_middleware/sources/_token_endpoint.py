@@ -25,6 +25,8 @@ _SECRET_FIELDS = frozenset(
     {"client_secret", "client_assertion", "assertion", "subject_token", "actor_token", "refresh_token", "token", "code"}
 )
 
+_EXTRA: Final = ("instance_url",)
+"""What of an answer goes with its token: Salesforce tells by it which server the token is for."""
 
 Fields: TypeAlias = Mapping[str, str | Sequence[str]]
 """Parameters of a request; one with several values is sent as often (RFC 8693 section 2.1)."""
@@ -175,8 +177,9 @@ def bearer_token(answer: Mapping[str, Any], asked_at: float) -> Token:
     scope = answer.get("scope")
     # Some separate scopes with commas (GitHub, Auth0's Token Vault).
     scopes = frozenset(filter(None, re.split("[ ,]+", scope))) if isinstance(scope, str) else frozenset()
+    extra = {name: answer[name] for name in _EXTRA if isinstance(answer.get(name), str)}
     try:
-        return Token(answer["access_token"], None if life is None else asked_at + life, scopes=scopes)
+        return Token(answer["access_token"], None if life is None else asked_at + life, scopes=scopes, extra=extra)
     except (KeyError, TypeError, ValueError):
         raise TokenSourceFailed("token endpoint: no usable access_token") from None
 

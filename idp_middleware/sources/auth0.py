@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from time import time
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 from urllib.parse import quote
 
 from idp_middleware._idp_http import Answer
@@ -22,6 +22,9 @@ from idp_middleware.errors import (
     TokenSourceUnavailable,
 )
 from idp_middleware.sources._token_endpoint import ClientOptions, TokenEndpoint, bearer_token, server_url
+
+_EXTRA: Final = ("access_token_secret",)
+"""What of an identity goes with its token: an OAuth 1.0a provider's requests are signed with the secret."""
 
 
 class Auth0Management(_HoldsSecret):
@@ -93,7 +96,7 @@ class Auth0Management(_HoldsSecret):
             )
         try:
             # `expires_in` is left alone: it counts from an issue time that is not in the profile.
-            return Token(value)
+            return Token(value, extra={name: identity[name] for name in _EXTRA if isinstance(identity.get(name), str)})
         except (TypeError, ValueError):
             raise TokenSourceFailed("Auth0 gave an access_token that can't stand in a header") from None
 

@@ -229,7 +229,7 @@ def _provider_answer(body: bytes) -> Mapping[str, Any]:
 def _token(answer: Mapping[str, Any], expires_at: float | None) -> Token:
     # Keycloak leaves the type out, and so did providers in answers that it stored.
     kind = answer.get("token_type") or "Bearer"
-    told = {name: answer[name] for name in ("access_token", "scope") if name in answer}
+    told = {name: answer[name] for name in ("access_token", "scope", "instance_url") if name in answer}
     return replace(bearer_token({**told, "token_type": kind}, 0.0), expires_at=expires_at)
 
 

@@ -105,7 +105,7 @@ class RefreshToken(_HoldsSecret):
         elif encryption_keys:
             raise ConfigurationError("are the store's, which has them already", key="encryption_keys")
         self._store = store
-        self._connect_url = connect_url
+        self.connect_url = connect_url
         self._rotation = Rotation(store, self._exchange, lasts=2 * self._within, reuse_is_fatal=reuse_is_fatal)
 
     @property
@@ -139,7 +139,7 @@ class RefreshToken(_HoldsSecret):
             if not is_fresh(entry, turned_down):
                 entry = await self._renewed(entry, turned_down)
         except IdentityNotLinked as exc:
-            exc.connect_url = self._connect_url
+            exc.connect_url = self.connect_url
             raise
         token, latest = entry.token, time() + MAX_AGE
         expires_at = None if token.expires_at is None else min(token.expires_at, latest)
@@ -222,7 +222,7 @@ def _refreshed(old: StoredToken, answer: Mapping[str, Any], asked_at: float) -> 
         refresh_token=refresh_token if _is_text(refresh_token) and refresh_token else old.refresh_token,
         expires_at=token.expires_at,
         scopes=token.scopes if scope is not None else old.scopes,
-        extra={name: answer.get(name, value) for name, value in old.extra.items()},
+        extra={**{name: answer.get(name, value) for name, value in old.extra.items()}, **token.extra},
     )
 
 
