@@ -6,17 +6,20 @@ through their one-method protocols only, and HTTP through the seam in `_upstream
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import httpx
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idp_middleware._any_of import as_authenticator
+from idp_middleware._body_rewriting import rewritten
 from idp_middleware._cache import BaseCache, TokenCache, as_token_cache
 from idp_middleware._engine import Engine
 from idp_middleware._httpx_upstream import HTTPXUpstream
@@ -41,6 +44,9 @@ from idp_middleware.errors import (
     UpstreamUnreachable,
     problem,
 )
+
+if TYPE_CHECKING:
+    from idp_middleware._websocket import WebSocketExchange, WebSockets
 
 logger = logging.getLogger("idp_middleware")
 
@@ -83,6 +89,12 @@ class IdPMiddleware:
         self._authenticator = as_authenticator(authenticator)
         self._tokens = TokenEngine(as_token_cache(cache))
         self._upstream: Upstream = Engine() if transport is None else HTTPXUpstream(transport)
+        self._websockets: WebSockets | None = None
+        if any(route.websocket for route in self._routes):
+            # Only here, since it needs an extra; that it is installed, the route has checked.
+            from idp_middleware._websocket import WebSockets
+
+            self._websockets = WebSockets()
         self._on_error = on_error or problem_response
         # The same in every worker of a deployment, so that a loop through another worker is one too.
         names = "\n".join([prefix, *(f"{route.name} {route.upstream}" for route in self._routes)])
@@ -100,14 +112,13 @@ class IdPMiddleware:
         elif scope["type"] == "http":
             await self._serve(scope, receive, send, rest)
         elif scope["type"] == "websocket":
-            # No route relays them: refused, for falling through would reach the app past every check.
-            await send({"type": "websocket.close", "code": 1008})
+            await self._serve_websocket(scope, receive, send, rest)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, rest: bytes) -> None:
         try:
             with Inbound(receive, self._lookout) as inbound:
                 try:
-                    route, target, response = await self._open(scope, inbound, rest)
+                    _, route, target, response = await self._open(scope, inbound, rest, self._upstream)
                 except IdPError as exc:
                     await self._answer(exc, scope, receive, send, close=inbound.unread)
                     return
@@ -122,7 +133,30 @@ class IdPMiddleware:
             # Nobody is left to answer; leaving the `with` has let go of the upstream.
             return
 
-    async def _open(self, scope: Scope, inbound: Inbound, rest: bytes) -> tuple[ProxyRoute, bytes, UpstreamResponse]:
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send, rest: bytes) -> None:
+        """The same way; only is hop 5 a handshake, and hop 6 goes both ways."""
+        answer = _answers(scope, send)
+        try:
+            route, _ = self._routes.match(rest)
+            if self._websockets is None or not route.websocket:
+                # Refused, for falling through would reach the app past every check.
+                raise CallerForbidden("no WebSockets on this route")
+            async with self._websockets.exchange(scope, receive, send, route) as exchange:
+                opening = self._open(exchange.scope, exchange, rest, exchange)
+                caller, route, target, response = await exchange.while_there(opening)
+                # The same line as above: nothing below raises what would be answered.
+                if response.status == 101:
+                    await exchange.relay(caller)
+                else:
+                    await self._relay(exchange.scope, answer, exchange, route, target, response)
+        except IdPError as exc:
+            await self._answer(exc, scope, receive, answer, close=False)
+        except ClientDisconnected:
+            return
+
+    async def _open(
+        self, scope: Scope, inbound: Inbound | WebSocketExchange, rest: bytes, upstream: Upstream
+    ) -> tuple[Caller, ProxyRoute, bytes, UpstreamResponse]:
         """Everything up to the head of the upstream's response.
 
         Raises what is to be answered as an `IdPError`.
@@ -145,25 +179,26 @@ class IdPMiddleware:
         if self._pseudonym in request.via:
             raise UpstreamUnreachable("the route leads back to this middleware")
         if method == "OPTIONS" and not request.forward_once_more():
-            return route, target, _LastHop(route)
+            return caller, route, target, _LastHop(route)
         token = await self._tokens.token(caller, route)
         headers = self._headers(request, route, scope)
         headers.append((b"authorization", token.authorization))
         body = inbound if request.has_body else None
-        response = await self._upstream.send(route.origin, method.encode(), target, headers, body, route.timeout)
+        response = await upstream.send(route.origin, method.encode(), target, headers, body, route.timeout)
         if response.status == 401:
             renewed = await self._renewed(caller, route, token, response)
             if renewed is not None and inbound.rewind():
                 await response.aclose()
-                headers[-1] = (b"authorization", renewed.authorization)
-                response = await self._upstream.send(
-                    route.origin, method.encode(), target, headers, body, route.timeout
-                )
+                token = renewed
+                headers[-1] = (b"authorization", token.authorization)
+                response = await upstream.send(route.origin, method.encode(), target, headers, body, route.timeout)
         if response.status in (407, 421):
             # Both speak of the connection between us and the upstream (RFC 9110 sections 15.5.8 and 15.5.20).
             await response.aclose()
             raise UpstreamUnreachable(f"status {response.status}")
-        return route, target, response
+        if route.rewrite_bodies or route.scrub:
+            response = await rewritten(response, route=route, token=token, scope=scope, prefix=self._routes.prefix)
+        return caller, route, target, response
 
     async def _renewed(
         self, caller: Caller, route: ProxyRoute, refused: Token, response: UpstreamResponse
@@ -203,7 +238,7 @@ class IdPMiddleware:
         self,
         scope: Scope,
         send: Send,
-        inbound: Inbound,
+        inbound: Inbound | WebSocketExchange,
         route: ProxyRoute,
         target: bytes,
         response: UpstreamResponse,
@@ -251,6 +286,8 @@ class IdPMiddleware:
         """Close every connection this middleware, its authenticator and its token sources hold."""
         await self._tokens.aclose()
         await self._upstream.aclose()
+        if self._websockets is not None:
+            await self._websockets.aclose()
         parts = {id(part): part for part in (self._authenticator, *(route.source for route in self._routes))}
         for part in parts.values():
             if (aclose := getattr(part, "aclose", None)) is not None:
@@ -297,6 +334,26 @@ def problem_response(conn: HTTPConnection, error: IdPError) -> Response:  # noqa
         },
         media_type="application/problem+json",
     )
+
+
+def _answers(scope: Scope, send: Send) -> Send:
+    """The `send` for an answer to a WebSocket's handshake.
+
+    A server without the extension for it is told to close, and answers 403.
+    """
+    able = "websocket.http.response" in (scope.get("extensions") or ())
+
+    async def answer(message: Message) -> None:
+        kind: str = message["type"].removeprefix("websocket.")
+        if able:
+            await send({**message, "type": f"websocket.{kind}"})
+        elif kind == "http.response.start":
+            await send({"type": "websocket.close", "code": 1008})
+        if able and kind == "http.response.body" and not message.get("more_body", False):
+            # uvicorn logs as an error who returns before it has closed (https://github.com/Kludex/uvicorn/pull/3138).
+            await asyncio.sleep(0)
+
+    return answer
 
 
 async def _nothing_behind(scope: Scope, receive: Receive, send: Send) -> None:

@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
@@ -71,6 +72,14 @@ class ProxyRoute:
         cookies: names of the caller's cookies that go to the upstream; the others, and by default all, stay here.
         forwarded: for where only trusted proxies can reach the app: pass on their `X-Forwarded-For`, with our peer
             added, and `X-Forwarded-Proto` and `-Host`. By default none are passed on, and none added.
+        websocket: relay WebSockets too; each lives until the caller's token expires. Needs the extra `websocket`.
+        websocket_bearer: for browsers, which can't set `Authorization` on a WebSocket: take the caller's token as an
+            offered subprotocol too, `idp.bearer.` and the token in base64url (offer `idp.bearer` beside it).
+        rewrite_bodies: for clients that follow URLs from bodies, or check their host: put ours in place of the base URL
+            in JSON, XML and text. Ranges are then not forwarded, nor what is compressed asked for; a changed answer's
+            `ETag` is weak.
+        scrub: mask the token wherever the upstream's answer echoes it, in header fields and in bodies of any kind. What
+            is compressed and ranges as above.
         allow_set_cookie: pass the upstream's `Set-Cookie` on; an API's cookies seldom belong on the app's origin.
         allow_insecure: permit `http://` to a host that is not loopback.
         name: filled in by the route map.
@@ -94,6 +103,10 @@ class ProxyRoute:
     max_body: int | None = None
     cookies: Collection[str] = ()
     forwarded: bool = False
+    websocket: bool = False
+    websocket_bearer: bool = False
+    rewrite_bodies: bool = False
+    scrub: bool = False
     allow_set_cookie: bool = False
     allow_insecure: bool = False
     name: str = ""
@@ -129,6 +142,13 @@ class ProxyRoute:
             object.__setattr__(self, name, value)
         # Whoever reads X_User as X-User must not find the caller's beside ours.
         fixed_names = frozenset(name.replace(b"_", b"-") for name, _ in self.fixed_headers)
+        if self.rewrite_bodies or self.scrub:
+            # What is looked through has to be readable, and whole: two ranges could hold half a token each.
+            if b"accept-encoding" in fixed_names:
+                raise ConfigurationError("Accept-Encoding is identity where bodies are looked through", key="headers")
+            fixed_headers = (*self.fixed_headers, (b"accept-encoding", b"identity"))
+            object.__setattr__(self, "fixed_headers", fixed_headers)
+            fixed_names |= {b"accept-encoding", b"range", b"if-range"}
         object.__setattr__(self, "fixed_names", fixed_names)
         for name in self.cookies:
             if not _TOKEN.match(name):
@@ -141,6 +161,12 @@ class ProxyRoute:
                 raise ConfigurationError(f"{part} must be more than 0 seconds", key="timeout")
         if self.max_body is not None and self.max_body < 0:
             raise ConfigurationError("must not be negative", key="max_body")
+        if self.websocket and "GET" not in self.methods:
+            raise ConfigurationError("needs the method GET, which a WebSocket begins with", key="websocket")
+        if self.websocket and find_spec("websockets") is None:
+            raise ConfigurationError("needs the extra: pip install 'idp-middleware[websocket]'", key="websocket")
+        if self.websocket_bearer and not self.websocket:
+            raise ConfigurationError("is for a route with websocket only", key="websocket_bearer")
         if getattr(self.source, "needs_connection", False) and not self.connection:
             raise ConfigurationError(f"{type(self.source).__name__} needs to know which connection", key="connection")
 

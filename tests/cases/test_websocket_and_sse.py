@@ -1,4 +1,4 @@
-"""Group I: streams of events, and WebSockets, which are refused."""
+"""Group I: streams of events, and WebSockets where they are refused; where they are relayed: test_websocket.py."""
 
 from __future__ import annotations
 
@@ -21,12 +21,24 @@ HANDSHAKE = [
 
 
 @pytest.mark.parametrize("user", ["alice", None])
-@pytest.mark.parametrize("target", ["/idp/up/ws", "/idp/up", "/idp", "/idp/", "/idp/unknown/ws", "/idp/up/../ws"])
-def test_a_websocket_under_the_prefix_is_refused_before_it_is_accepted(stack, upstream, target, user):
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/idp/up/ws", 403),
+        ("/idp/up", 403),
+        ("/idp/up/../ws", 403),
+        ("/idp", 404),
+        ("/idp/", 404),
+        ("/idp/unknown/ws", 404),
+    ],
+)
+def test_a_websocket_under_the_prefix_is_refused_before_it_is_accepted(stack, upstream, target, status, user):
     """I01, I02: with a token or without; the app behind, which accepts any, never hears of it."""
     with stack.connect() as client:
         client.send(stack.raw_request("GET", target, *HANDSHAKE, user=user, close=False))
-        assert client.answer().status == 403
+        answer = client.answer()
+    assert answer.status == status
+    assert answer.problem == ("route-not-found" if status == 404 else "caller-forbidden")
     assert upstream.requests == []
 
 
