@@ -14,7 +14,7 @@ A request for `/idp/github/user` with the app's own token then goes to `https://
 GitHub token. Asyncio only.
 """
 
-from idp_middleware import errors, providers, sources
+from idp_middleware import errors, providers, sources, stores
 from idp_middleware._any_of import AnyOf
 from idp_middleware._cache import TokenCache
 from idp_middleware._introspection import IntrospectionAuthenticator
@@ -46,4 +46,5 @@ __all__ = [
     "load_config",
     "providers",
     "sources",
+    "stores",
 ]

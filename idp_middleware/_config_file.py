@@ -226,7 +226,7 @@ def _refuse_literal_secret(key: str, value: object, name: str) -> None:
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):
             continue
-        secret = text if key in SECRETS else _password(text) if key == "url" else None
+        secret = text if key in SECRETS else _password(text) if key in ("url", "store") else None
         if secret and not any(match[1] for match in _VARIABLE.finditer(secret)):
             name = re.sub(r"[^A-Z0-9]+", "_", name.upper())
             raise ConfigurationError(f'is a secret, so take it from the environment: write "${{{name}}}" and set that')

@@ -482,6 +482,16 @@ def test_http_is_for_loopback_or_with_permission() -> None:
             id="a password in a URL",
         ),
         pytest.param(
+            FILE.replace(
+                "[routes.github]",
+                '[sources.own]\ntype = "refresh-token"\nstore = "postgresql+asyncpg://u:pa55word@h/db"\n'
+                'token_url = "https://a.example/t"\nclient_id = "id"\nclient_secret = "${AUTH0_CLIENT_SECRET}"\n'
+                "\n[routes.github]",
+            ),
+            "idp.toml: [sources.own]: store: is a secret, so take it from the environment",
+            id="a password in a store's URL",
+        ),
+        pytest.param(
             FILE + f"[cache]\nurl = 'redis://127.0.0.1'\nencryption_keys = ['{SECRET}']",
             "idp.toml: [cache]: encryption_keys: is a secret",
             id="a key in the file",

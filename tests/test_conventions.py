@@ -122,6 +122,7 @@ def test_the_public_names_are_a_list_that_is_kept():
         "load_config",
         "providers",
         "sources",
+        "stores",
     }
     for name in idp_middleware.__all__:
         assert hasattr(idp_middleware, name)

@@ -29,6 +29,7 @@ from idp_middleware.testing.entra import Entra
 from idp_middleware.testing.introspection import IntrospectionServer
 from idp_middleware.testing.keycloak import Keycloak
 from idp_middleware.testing.provider import ProviderAPI
+from idp_middleware.testing.refresh import RotatingTokens
 from idp_middleware.testing.server import RunningServer, serve
 from idp_middleware.testing.token_endpoint import TokenEndpoint
 
@@ -40,6 +41,7 @@ __all__ = [
     "Keycloak",
     "ProviderAPI",
     "RecordedRequest",
+    "RotatingTokens",
     "RunningServer",
     "SigningKey",
     "TokenEndpoint",
