@@ -26,10 +26,12 @@ from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound, Lookout
 from idp_middleware._lifespan import lifespan
 from idp_middleware._public_urls import lead_back, public_origin
+from idp_middleware._refusal import look_at
 from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
 from idp_middleware._response_headers import response_headers
 from idp_middleware._routes import ProxyRoute, RouteMap
 from idp_middleware._rules import ask
+from idp_middleware._signing import tailored
 from idp_middleware._tokens import TokenEngine
 from idp_middleware._types import AuthenticatorLike, Caller, RawHeaders, Token
 from idp_middleware._upstream import Upstream, UpstreamResponse
@@ -184,21 +186,30 @@ class IdPMiddleware:
         headers = self._headers(request, route, scope)
         headers.append((b"authorization", token.authorization))
         body = inbound if request.has_body else None
-        response = await upstream.send(route.origin, method.encode(), target, headers, body, route.timeout)
-        if response.status == 401:
-            renewed = await self._renewed(caller, route, token, response)
-            if renewed is not None and inbound.rewind():
-                await response.aclose()
-                token = renewed
-                headers[-1] = (b"authorization", token.authorization)
-                response = await upstream.send(route.origin, method.encode(), target, headers, body, route.timeout)
+        at, sent = route, target
+        for attempt in (1, 2):
+            if route.tailored:
+                query = scope.get("query_string", b"")
+                at, target, sent, headers[-1] = await tailored(
+                    route, token, method=method, rest=rest, query=query, headers=headers[:-1], body=body
+                )
+            response = await upstream.send(at.origin, method.encode(), sent, headers, body, route.timeout)
+            if response.status not in route.suspect or attempt == 2:
+                break
+            response, refused = await look_at(response, route.refused)
+            renewed = await self._renewed(caller, route, token, response) if refused else None
+            if renewed is None or not inbound.rewind():
+                break
+            await response.aclose()
+            token = renewed
+            headers[-1] = (b"authorization", token.authorization)
         if response.status in (407, 421):
             # Both speak of the connection between us and the upstream (RFC 9110 sections 15.5.8 and 15.5.20).
             await response.aclose()
             raise UpstreamUnreachable(f"status {response.status}")
         if route.rewrite_bodies or route.scrub:
-            response = await rewritten(response, route=route, token=token, scope=scope, prefix=self._routes.prefix)
-        return caller, route, target, response
+            response = await rewritten(response, route=at, token=token, scope=scope, prefix=self._routes.prefix)
+        return caller, at, target, response
 
     async def _renewed(
         self, caller: Caller, route: ProxyRoute, refused: Token, response: UpstreamResponse

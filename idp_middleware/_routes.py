@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+from idp_middleware._refusal import UNAUTHORIZED, Refusal
 from idp_middleware._rules import (
     Authorize,
     Readings,
@@ -26,8 +27,16 @@ from idp_middleware._rules import (
     compile_paths,
     strings,
 )
-from idp_middleware._types import Timeout, TokenSource, TokenSourceLike
-from idp_middleware.errors import BadRequest, CallerForbidden, ConfigurationError, MethodNotAllowed, RouteNotFound
+from idp_middleware._signing import Instance, Sign
+from idp_middleware._types import Timeout, Token, TokenSource, TokenSourceLike
+from idp_middleware.errors import (
+    BadRequest,
+    CallerForbidden,
+    ConfigurationError,
+    MethodNotAllowed,
+    RouteNotFound,
+    TokenSourceFailed,
+)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """What a route takes when it says nothing. TRACE and CONNECT are never forwarded (RFC 9110 sections 9.3.6, 9.3.8)."""
@@ -40,6 +49,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*\Z")
 # A label is of 1 to 63 octets (RFC 1035 section 2.3.4); the resolver would fail on others in words of its own.
 _HOST = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?\Z")
 DEFAULT_PORTS = {"http": 80, "https": 443}
+
+MAX_INSTANCES = 1000
+"""Servers of users that a route remembers having looked at."""
 
 
 class Origin(NamedTuple):
@@ -60,6 +72,8 @@ class ProxyRoute:
         token_source: gives the caller's token for this upstream.
         connection: the identity provider's name for where the identity came from.
         scopes: what the caller must hold to use the route.
+        token_scopes: what the user's token must be good for, as the provider spells it; where a token's scopes are
+            known and some are missing, the user is asked to reconnect.
         methods: allowed request methods; default `METHODS`.
         paths: allowed paths after the route's name, as patterns: `*` is one segment, `**` any number of them.
         rules: what else a request has to fit, where all the above is not enough: one `Rule` that allows it, and none
@@ -80,6 +94,10 @@ class ProxyRoute:
             `ETag` is weak.
         scrub: mask the token wherever the upstream's answer echoes it, in header fields and in bodies of any kind. What
             is compressed and ranges as above.
+        refused: how the upstream says that it does not take the token; default status 401.
+        sign: makes `Authorization`, and perhaps a query of its own, where a bearer token in that field is not all.
+        instance: the base URL of the server that a token is for, where users have one each; it has to be under
+            `upstream`, whose host may then begin with `*.` for any name there.
         allow_set_cookie: pass the upstream's `Set-Cookie` on; an API's cookies seldom belong on the app's origin.
         allow_insecure: permit `http://` to a host that is not loopback.
         name: filled in by the route map.
@@ -93,6 +111,7 @@ class ProxyRoute:
     token_source: TokenSourceLike = field(repr=False)
     connection: str | None = None
     scopes: Collection[str] = frozenset()
+    token_scopes: Collection[str] = frozenset()
     methods: Collection[str] = METHODS
     paths: Collection[str] | None = None
     rules: Collection[Rule] = ()
@@ -107,6 +126,9 @@ class ProxyRoute:
     websocket_bearer: bool = False
     rewrite_bodies: bool = False
     scrub: bool = False
+    refused: Refusal = UNAUTHORIZED
+    sign: Sign | None = field(default=None, repr=False)
+    instance: Instance | None = field(default=None, repr=False)
     allow_set_cookie: bool = False
     allow_insecure: bool = False
     name: str = ""
@@ -120,16 +142,25 @@ class ProxyRoute:
     fixed_names: frozenset[bytes] = field(init=False, repr=False, compare=False)
     cookie_names: frozenset[bytes] = field(init=False, repr=False, compare=False)
     fallback_headers: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False)
+    suspect: frozenset[int] = field(init=False, repr=False, compare=False)
+    """Statuses of answers that may be refusals of the token."""
+    tailored: bool = field(init=False, repr=False, compare=False)
+    """Whether a request has to be made for its token: see `_signing.tailored`."""
     _allowed_path: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
+    _instances: dict[str, ProxyRoute] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        origin, base_path, base_query = parse_base_url(self.upstream, "upstream", allow_insecure=self.allow_insecure)
+        upstream = self.upstream
+        if self.instance is not None and isinstance(upstream, str):
+            upstream = _within(upstream)
+        origin, base_path, base_query = parse_base_url(upstream, "upstream", allow_insecure=self.allow_insecure)
         computed = {
             "origin": origin,
             "base_path": base_path.rstrip(b"/"),
             "base_query": base_query,
             "source": _as_source(self.token_source),
             "scopes": frozenset(strings(self.scopes, "scopes")),
+            "token_scopes": frozenset(strings(self.token_scopes, "token_scopes")),
             "methods": frozenset(check_method(m) for m in strings(self.methods, "methods")),
             "fixed_headers": _encoded(self.headers, "headers"),
             "fallback_headers": _encoded(self.default_headers, "default_headers"),
@@ -137,12 +168,15 @@ class ProxyRoute:
             "_allowed_path": None if self.paths is None else compile_paths(strings(self.paths, "paths")),
             "rules": check_rules(self.rules),
             "authorize": check_authorize(self.authorize),
+            "suspect": frozenset(self.refused.statuses | self.refused.told_under),
+            "tailored": self.sign is not None or self.instance is not None,
+            "_instances": {},
         }
         for name, value in computed.items():
             object.__setattr__(self, name, value)
         # Whoever reads X_User as X-User must not find the caller's beside ours.
         fixed_names = frozenset(name.replace(b"_", b"-") for name, _ in self.fixed_headers)
-        if self.rewrite_bodies or self.scrub:
+        if self.rewrite_bodies or self.scrub or self.refused.told_under:
             # What is looked through has to be readable, and whole: two ranges could hold half a token each.
             if b"accept-encoding" in fixed_names:
                 raise ConfigurationError("Accept-Encoding is identity where bodies are looked through", key="headers")
@@ -169,6 +203,28 @@ class ProxyRoute:
             raise ConfigurationError("is for a route with websocket only", key="websocket_bearer")
         if getattr(self.source, "needs_connection", False) and not self.connection:
             raise ConfigurationError(f"{type(self.source).__name__} needs to know which connection", key="connection")
+
+    def at(self, token: Token) -> ProxyRoute:
+        """This route at the server that `token` is for.
+
+        Raises `TokenSourceFailed` where the token does not say, or names one that is not under `upstream`.
+        """
+        if self.instance is None:
+            return self
+        url = self.instance(token)
+        route = self._instances.get(url)
+        if route is None:
+            try:
+                route = replace(self, upstream=url, instance=None)
+            except ConfigurationError:
+                raise TokenSourceFailed("the token is for a server whose URL is none, or unsafe") from None
+            wildcard = self.upstream != _within(self.upstream)
+            if not _is_under(route, self, any_name=wildcard):
+                raise TokenSourceFailed("the token is for a server that the route does not lead to")
+            if len(self._instances) >= MAX_INSTANCES:
+                self._instances.clear()
+            self._instances[url] = route
+        return route
 
     def check_method(self, method: str) -> None:
         """Raises `MethodNotAllowed`; methods are case-sensitive (RFC 9110 section 9.1), so `get` is not `GET`."""
@@ -352,6 +408,25 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _within(upstream: str) -> str:
+    """An upstream whose host begins with `*.`, as the URL of what the names in its place are under."""
+    scheme, separator, rest = upstream.partition("://*.")
+    if separator and "." not in rest.partition("/")[0]:
+        raise ConfigurationError("leaves too much open: any name under a top-level domain", key="upstream")
+    return f"{scheme}://{rest}" if separator else upstream
+
+
+def _is_under(route: ProxyRoute, pattern: ProxyRoute, *, any_name: bool) -> bool:
+    """Whether a user's own server is one that the route's upstream describes."""
+    if route.origin.scheme != pattern.origin.scheme or route.origin.port != pattern.origin.port or route.base_query:
+        return False
+    if any_name:
+        named = route.origin.host.endswith("." + pattern.origin.host)
+    else:
+        named = route.origin.host == pattern.origin.host
+    return named and (route.base_path + b"/").startswith(pattern.base_path + b"/")
 
 
 def _encoded(headers: Mapping[str, str], key: str) -> tuple[tuple[bytes, bytes], ...]:

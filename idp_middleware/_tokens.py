@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token
-from idp_middleware.errors import IdentityNotLinked, IdPError, TokenSourceFailed, TokenSourceUnavailable
+from idp_middleware.errors import (
+    IdentityNotLinked,
+    IdPError,
+    ReconnectRequired,
+    TokenSourceFailed,
+    TokenSourceUnavailable,
+)
 
 if TYPE_CHECKING:
     from idp_middleware._cache import TokenCache
@@ -53,6 +59,7 @@ class TokenEngine:
       between routes, and through `cache` between workers. Without it a route keeps its tokens to itself.
     - `cache_key(caller, route) -> tuple | None`: what of the caller decides the answer; None is never kept, a tuple
       without the subject is a token of the app's own. Without it: issuer, subject, account and the caller's scopes.
+    - `connect_url: str | None`, where a user connects an account, for tokens that lack scopes.
 
     Routes are expected to live as long as the engine.
     """
@@ -65,16 +72,19 @@ class TokenEngine:
         self._numbers: dict[object, int] = {}
 
     async def token(self, caller: Caller, route: ProxyRoute) -> Token:
-        """A token that serves now. Raises `errors.TokenError`."""
+        """A token that serves now. Raises `errors.TokenError`: `ReconnectRequired` too, for scopes that it lacks."""
         plan = self._plans.get(id(route)) or self._plan(route)
         key = plan.key(caller)
         if key is None:
-            return await _ask(caller, route, None)
+            return plan.sufficient(await _ask(caller, route, None))
         # All that most requests ever run:
         token = self._keeper.get(key)
-        if token is not None:
+        if token is None:
+            token = await self._keeper.token(key, self._fetch(caller, plan, key))
+        if not plan.scopes or not plan.lacking(token):
             return token
-        return await self._keeper.token(key, self._fetch(caller, plan, key))
+        # The user may have come back with more by now.
+        return plan.sufficient(await self._keeper.newer(key, self._fetch(caller, plan, key), token))
 
     async def renew(self, caller: Caller, route: ProxyRoute, refused: Token) -> Token:
         """A token in place of one that the provider refused; others who were refused the same share it.
@@ -85,8 +95,8 @@ class TokenEngine:
         plan = self._plans.get(id(route)) or self._plan(route)
         key = plan.key(caller)
         if key is None:
-            return await _ask(caller, route, refused)
-        return await self._keeper.renew(key, self._fetch(caller, plan, key), refused)
+            return plan.sufficient(await _ask(caller, route, refused))
+        return plan.sufficient(await self._keeper.renew(key, self._fetch(caller, plan, key), refused))
 
     async def forget(self, caller: Caller, route: ProxyRoute) -> None:
         """Drop what is kept for a caller on a route, here and in the shared cache."""
@@ -136,14 +146,15 @@ class TokenEngine:
 
 
 class _Plan:
-    """What the tokens of one route are kept under."""
+    """What the tokens of one route are kept under, and what they have to be good for."""
 
-    __slots__ = ("_cache_key", "number", "route", "shared")
+    __slots__ = ("_cache_key", "number", "route", "scopes", "shared")
 
     def __init__(self, route: ProxyRoute, number: int, shared: tuple[Any, ...] | None) -> None:
         self.route = route
         self.number = number
         self.shared = shared
+        self.scopes = frozenset(route.token_scopes)
         self._cache_key: Callable[..., tuple[Any, ...] | None] | None = getattr(route.source, "cache_key", None)
 
     def key(self, caller: Caller) -> tuple[Any, ...] | None:
@@ -151,6 +162,20 @@ class _Plan:
             return (self.number, caller.issuer, caller.subject, caller.account, caller.scopes)
         parts = self._cache_key(caller, self.route)
         return None if parts is None else (self.number, *parts)
+
+    def lacking(self, token: Token) -> frozenset[str]:
+        """The scopes that the route asks for and the token is known not to have."""
+        return self.scopes - token.scopes if token.scopes else frozenset()
+
+    def sufficient(self, token: Token) -> Token:
+        if missing := self.lacking(token):
+            raise ReconnectRequired(
+                "the token lacks scopes",
+                connection=self.route.connection,
+                connect_url=getattr(self.route.source, "connect_url", None),
+                scopes=missing,
+            )
+        return token
 
 
 async def _ask(caller: Caller, route: ProxyRoute, refused: Token | None) -> Token:
@@ -204,6 +229,18 @@ class TokenKeeper:
             return held.token
         self._refuse(key)
         return await _landing(self._flight(key, fetch))
+
+    async def newer(self, key: Hashable, fetch: Fetch, held: Token) -> Token:
+        """What there is now in place of `held`, which is good but not enough; as seldom as renewals, else `held`.
+
+        Raises as `token`.
+        """
+        current = self._held.get(key)
+        if current is not None and differ(current.token, held):
+            return current.token
+        if self._under_way(key) is None and (current is None or not current.may_renew()):
+            return held
+        return await _landing(self._flight(key, fetch, held=held))
 
     async def renew(self, key: Hashable, fetch: Fetch, refused: Token) -> Token:
         """A token in place of `refused`; that one again where there is no other (see `TokenEngine.renew`)."""

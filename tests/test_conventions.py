@@ -13,7 +13,7 @@ PACKAGE = Path(idp_middleware.__file__).parent
 LAYERS = [
     {"_version", "errors", "testing"},
     {"_types"},
-    {"_rules"},
+    {"_rules", "_refusal", "_signing"},
     {"_routes"},
     {"_fields", "_lifespan", "_replacer", "stores"},
     {"_request_headers", "_response_headers", "_public_urls", "_inbound", "_upstream", "_idp_http"},
