@@ -33,6 +33,8 @@ class RouteOptions(TypedDict, total=False):
     max_body: int | None
     cookies: Collection[str]
     forwarded: bool
+    rewrite_bodies: bool
+    scrub: bool
     allow_set_cookie: bool
     allow_insecure: bool
 
