@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idp_middleware._any_of import as_authenticator
+from idp_middleware._authorized import send_authorized
 from idp_middleware._body_rewriting import rewritten
 from idp_middleware._cache import BaseCache, TokenCache, as_token_cache
 from idp_middleware._engine import Engine
@@ -26,21 +27,17 @@ from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound, Lookout
 from idp_middleware._lifespan import lifespan
 from idp_middleware._public_urls import lead_back, public_origin
-from idp_middleware._refusal import look_at
 from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
 from idp_middleware._response_headers import response_headers
 from idp_middleware._routes import ProxyRoute, RouteMap
 from idp_middleware._rules import ask
-from idp_middleware._signing import tailored
 from idp_middleware._tokens import TokenEngine
-from idp_middleware._types import AuthenticatorLike, Caller, RawHeaders, Token
+from idp_middleware._types import AuthenticatorLike, Caller, RawHeaders
 from idp_middleware._upstream import Upstream, UpstreamResponse
 from idp_middleware.errors import (
     CallerForbidden,
     ClientDisconnected,
-    IdentityNotLinked,
     IdPError,
-    TokenError,
     UpstreamAborted,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -182,51 +179,22 @@ class IdPMiddleware:
             raise UpstreamUnreachable("the route leads back to this middleware")
         if method == "OPTIONS" and not request.forward_once_more():
             return caller, route, target, _LastHop(route)
-        token = await self._tokens.token(caller, route)
-        headers = self._headers(request, route, scope)
-        headers.append((b"authorization", token.authorization))
-        body = inbound if request.has_body else None
-        at, sent = route, target
-        for attempt in (1, 2):
-            if route.tailored:
-                query = scope.get("query_string", b"")
-                at, target, sent, headers[-1] = await tailored(
-                    route, token, method=method, rest=rest, query=query, headers=headers[:-1], body=body
-                )
-            response = await upstream.send(at.origin, method.encode(), sent, headers, body, route.timeout)
-            if response.status not in route.suspect or attempt == 2:
-                break
-            response, refused = await look_at(response, route.refused)
-            renewed = await self._renewed(caller, route, token, response) if refused else None
-            if renewed is None or not inbound.rewind():
-                break
-            await response.aclose()
-            token = renewed
-            headers[-1] = (b"authorization", token.authorization)
-        if response.status in (407, 421):
-            # Both speak of the connection between us and the upstream (RFC 9110 sections 15.5.8 and 15.5.20).
-            await response.aclose()
-            raise UpstreamUnreachable(f"status {response.status}")
+        response, token, at, target = await send_authorized(
+            self._tokens,
+            upstream,
+            caller,
+            route,
+            method=method,
+            rest=rest,
+            query=scope.get("query_string", b""),
+            target=target,
+            headers=self._headers(request, route, scope),
+            body=inbound if request.has_body else None,
+            timeout=route.timeout,
+        )
         if route.rewrite_bodies or route.scrub:
             response = await rewritten(response, route=at, token=token, scope=scope, prefix=self._routes.prefix)
         return caller, at, target, response
-
-    async def _renewed(
-        self, caller: Caller, route: ProxyRoute, refused: Token, response: UpstreamResponse
-    ) -> Token | None:
-        """Another token after a refusal; None where the refusal stands."""
-        try:
-            renewed = await self._tokens.renew(caller, route, refused)
-        except IdentityNotLinked:
-            await response.aclose()
-            raise
-        except TokenError as exc:
-            logger.warning("route %s: no other token after a refusal: %s", route.name, exc)
-            return None
-        except BaseException:
-            await response.aclose()
-            raise
-        return None if renewed.value == refused.value else renewed
 
     def _headers(self, request: Request, route: ProxyRoute, scope: Scope) -> RawHeaders:
         headers = request.headers
