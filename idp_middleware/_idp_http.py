@@ -1,7 +1,8 @@
 """How we talk to identity providers: token endpoints, user look-ups, discovery, key sets.
 
-An ordinary httpx client, since these calls are rare. Knows nothing of what the answers mean; turns every way a call
-can fail into an error of ours that holds no URL, header or body. Never used for what callers send.
+httpx's transport, and not its client: that logs whole URLs, with users' ids in them, and would need to be kept from
+cookies, redirects and the environment. Knows nothing of what the answers mean; turns every way a call can fail into an
+error of ours that holds no URL, header or body. Never used for what callers send.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, TypeAlias
 
 import httpx
 
 from idp_middleware._types import Timeout
-from idp_middleware.errors import ConfigurationError, TokenSourceFailed, TokenSourceTimeout, TokenSourceUnavailable
+from idp_middleware.errors import (
+    ConfigurationError,
+    IdPError,
+    TokenSourceFailed,
+    TokenSourceTimeout,
+    TokenSourceUnavailable,
+)
 
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read; a profile or a key set is a few kilobytes."""
@@ -87,23 +93,16 @@ class IdPClient:
         )
         # A server that trickles its answer byte by byte satisfies every read time-out.
         self._total = timeout.connect + timeout.read + timeout.write
-        self._client: httpx.AsyncClient | None = None
+        self._opened: httpx.AsyncBaseTransport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def _open(self) -> httpx.AsyncClient:
+    def _open(self) -> httpx.AsyncBaseTransport:
         loop = asyncio.get_running_loop()
         # Connections belong to the loop they were opened on; an app under test may see several.
-        if self._client is None or self._loop is not loop:
-            self._client = httpx.AsyncClient(
-                transport=self._transport,
-                timeout=self._timeout,
-                trust_env=False,
-                follow_redirects=False,
-                # One user's Set-Cookie must not ride along on the next user's look-up.
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            )
+        if self._opened is None or self._loop is not loop:
+            self._opened = self._transport or httpx.AsyncHTTPTransport(trust_env=False)
             self._loop = loop
-        return self._client
+        return self._opened
 
     async def request(
         self,
@@ -121,33 +120,48 @@ class IdPClient:
             TokenSourceTimeout: no whole answer in time.
             TokenSourceFailed: an answer that is too long or is not HTTP.
         """
-        client = self._open()
         # Accept-Encoding: a compressed answer could unfold to any size.
-        fields = {"accept": "application/json", "accept-encoding": "identity", **(headers or {})}
+        fields = {
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "user-agent": "idp_middleware",
+            **(headers or {}),
+        }
         try:
-            async with (
-                asyncio.timeout(self._total),
-                client.stream(method, url, headers=fields, json=json, data=form) as response,
-            ):
-                if response.is_stream_consumed:
-                    # A transport without a network (httpx.MockTransport) hands over what it has read already.
-                    return Answer(response.status_code, response.headers, response.content)
-                body = bytearray()
-                async for chunk in response.aiter_raw():
-                    body += chunk
-                    if len(body) > MAX_ANSWER:
-                        raise TokenSourceFailed("the answer is too long")
-                return Answer(response.status_code, response.headers, bytes(body))
+            async with asyncio.timeout(self._total):
+                request = httpx.Request(
+                    method, url, headers=fields, json=json, data=form, extensions={"timeout": self._timeout.as_dict()}
+                )
+                response = await self._open().handle_async_request(request)
+                try:
+                    return Answer(response.status_code, response.headers, await _read(response))
+                finally:
+                    await response.aclose()
+        except IdPError:
+            raise
         except (httpx.TimeoutException, TimeoutError) as exc:
             raise TokenSourceTimeout(f"no answer in time ({type(exc).__name__})") from None
         except (httpx.NetworkError, httpx.RemoteProtocolError) as exc:
             # Nearly always a connection that was closed too early, before or within the answer.
             raise TokenSourceUnavailable(f"not reachable ({type(exc).__name__})") from None
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as exc:
+        except Exception as exc:
+            # Transports also let through what is no httpx.HTTPError, and one of the app's own may raise anything.
             raise TokenSourceFailed(f"not an answer ({type(exc).__name__})") from None
 
     async def aclose(self) -> None:
         """Close the connections; a later request opens new ones."""
-        client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
-            await client.aclose()
+        opened, self._opened = self._opened, None
+        if opened is not None and self._loop is asyncio.get_running_loop():
+            await opened.aclose()
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """The whole body, raw. Raises `TokenSourceFailed` where it is too long."""
+    stream = response.stream
+    assert isinstance(stream, httpx.AsyncByteStream)  # noqa: S101 - an async transport gives no other
+    body = bytearray()
+    async for chunk in stream:
+        body += chunk
+        if len(body) > MAX_ANSWER:
+            raise TokenSourceFailed("the answer is too long")
+    return bytes(body)

@@ -31,7 +31,6 @@ from idp_middleware.errors import (
     ConfigurationError,
     IdPError,
     NotMine,
-    TokenSourceFailed,
     TokenSourceUnavailable,
 )
 from idp_middleware.sources._patient import PatientClient
@@ -220,9 +219,6 @@ class IntrospectionAuthenticator(_HoldsSecret):
             return exc
         except IdPError as exc:
             return exc
-        except Exception as exc:
-            # A transport that the application brought may raise anything.
-            return TokenSourceFailed(f"introspection: {type(exc).__name__}")
         caller = Caller(
             subject=said["sub"],
             scopes=scopes(said, self._scope_claims),

@@ -123,9 +123,6 @@ class KeySet:
                 raise TokenSourceFailed("no usable keys in the key set")
         except IdPError as exc:
             self._failed(str(exc), getattr(exc, "retry_after", None))
-        except Exception as exc:
-            # A transport that the application brought may raise anything; keys that are kept must survive it.
-            self._failed(type(exc).__name__, None)
         else:
             self._adopt(keys)
 

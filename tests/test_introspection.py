@@ -310,7 +310,7 @@ async def test_a_transport_that_breaks_is_the_servers_failure() -> None:
             raise RuntimeError("with a secret")
 
     error = await refused(authenticator_for(Broken()), "t")
-    assert (type(error), str(error)) == (TokenSourceFailed, "introspection: RuntimeError")
+    assert (type(error), str(error)) == (TokenSourceFailed, "not an answer (RuntimeError)")
 
 
 async def test_a_server_that_hangs_is_a_time_out() -> None:

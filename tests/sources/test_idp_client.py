@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -141,6 +142,47 @@ async def test_an_answer_shows_nothing_of_itself() -> None:
     """Its body may hold tokens."""
     answer = await ask(lambda request: httpx.Response(200, json={"access_token": "s3cret"}))
     assert repr(answer) == "Answer(status=200)"
+
+
+async def test_no_log_tells_whom_a_look_up_was_about(caplog: pytest.LogCaptureFixture) -> None:
+    """httpx's client writes every URL into the log at INFO, and users' ids are part of them."""
+    caplog.set_level(logging.DEBUG)
+    async with raw_server(lambda reader, writer: respond(writer, b"{}")) as url:
+        client = IdPClient()
+        await client.request("GET", f"{url}users/auth0%7Calice")
+        await client.aclose()
+    assert "alice" not in caplog.text
+
+
+async def test_whatever_a_transport_raises_is_an_error_of_ours_without_its_words() -> None:
+    """Somebody's own may say what it was sending; and nobody else would know what to make of it."""
+
+    def failing(request: httpx.Request) -> httpx.Response:
+        raise LookupError(f"cannot send {request.headers.raw}")
+
+    with pytest.raises(TokenSourceFailed) as caught:
+        await ask(failing)
+    assert str(caught.value) == "not an answer (LookupError)"
+    assert caught.value.__suppress_context__
+
+
+async def test_who_asks_is_said() -> None:
+    """Some servers turn away what names no user agent."""
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(dict(request.headers))
+        return httpx.Response(200)
+
+    await ask(answer)
+    assert seen == [
+        {
+            "host": "idp.example",
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "user-agent": "idp_middleware",
+        }
+    ]
 
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
