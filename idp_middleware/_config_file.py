@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from idp_middleware._config_types import fits, in_words, kind_of, nested, nested_items, size, vocabulary
 from idp_middleware.errors import ConfigurationError
 
-SECRETS = frozenset({"client_secret", "encryption_keys", "private_key", "value"})
+SECRETS = frozenset({"app_secret", "client_secret", "consumer_secret", "encryption_keys", "private_key", "value"})
 """Keys whose value must come from the environment, whichever table they stand in."""
 
 _SIZES = frozenset({"max_body"})

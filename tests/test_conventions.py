@@ -49,6 +49,7 @@ CORNERS = {
     "aiocache": {"_cache"},
     "httptools": {"_engine"},
     "websockets": {"_engine"},
+    "oauthlib": {"providers"},
     "sqlalchemy": {"stores"},
     "sqlite3": {"stores"},
     "uvicorn": {"_cli", "_demo", "testing"},
