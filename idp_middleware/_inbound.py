@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import Receive
 
+from idp_middleware._loops import running_loop
 from idp_middleware.errors import BadRequest, BodyTooLarge, ClientDisconnected
 
 WATCH_AFTER = 0.05
@@ -99,13 +100,14 @@ class Inbound:
         self._pending: asyncio.Task[MutableMapping[str, Any]] | None = None
 
     def __enter__(self) -> Inbound:
-        task = asyncio.current_task()
+        loop = running_loop()
+        task = asyncio.current_task(loop)
         if task is None:
             raise RuntimeError("needs a running asyncio task")
         self._task = task
         self._cancelling = task.cancelling()
-        self._loop = task.get_loop()
-        self._lookout.add(self, self._loop)
+        self._loop = loop
+        self._lookout.add(self, loop)
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:

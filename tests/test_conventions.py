@@ -11,7 +11,7 @@ import idp_middleware
 
 PACKAGE = Path(idp_middleware.__file__).parent
 LAYERS = [
-    {"_version", "errors", "testing"},
+    {"_loops", "_version", "errors", "testing"},
     {"_types"},
     {"_rules", "_refusal", "_signing"},
     {"_routes"},
@@ -22,7 +22,9 @@ LAYERS = [
     {"_jwt", "_introspection", "_session", "_any_of"},
     {"providers"},
     {"_websocket", "_body_rewriting", "_authorized"},
+    {"_client"},
     {"_middleware"},
+    {"fastapi"},
     {"_config_types"},
     {"_config_file"},
     {"config"},
@@ -39,6 +41,8 @@ CORNERS = {
         "_httpx_upstream",
         "_engine",
         "_middleware",
+        "_client",
+        "fastapi",
         "_check",
         "_demo",
         "sources",
@@ -53,7 +57,7 @@ CORNERS = {
     "sqlalchemy": {"stores"},
     "sqlite3": {"stores"},
     "uvicorn": {"_cli", "_demo", "testing"},
-    "fastapi": {"_demo"},
+    "fastapi": {"fastapi", "_demo"},
 }
 
 

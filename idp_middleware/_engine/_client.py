@@ -13,6 +13,7 @@ from idp_middleware._engine._pool import Pool
 from idp_middleware._engine._request import SMALL_BODY, encode_head, gather
 from idp_middleware._engine._response import Response
 from idp_middleware._engine._tls import default_ssl_context
+from idp_middleware._loops import running_loop
 from idp_middleware._routes import Origin
 from idp_middleware._types import RawHeaders, Timeout
 from idp_middleware._upstream import RequestBody
@@ -66,7 +67,7 @@ class Engine:
         body's `read` raises.
         """
         pool = self._pools.get(origin)
-        if pool is None or self._loop is not asyncio.get_running_loop():
+        if pool is None or self._loop is not running_loop():
             pool = self._open_pool(origin)
         framing = content = b""
         upload = body
@@ -110,12 +111,12 @@ class Engine:
         """Close all connections; a later request opens new ones."""
         pools = list(self._pools.values())
         self._pools.clear()
-        if self._loop is asyncio.get_running_loop():
+        if self._loop is running_loop():
             for pool in pools:
                 await pool.aclose()
 
     def _open_pool(self, origin: Origin) -> Pool:
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if self._loop is not loop:
             self._pools.clear()
             self._loop = loop
