@@ -7,6 +7,7 @@ through their one-method protocols only, and HTTP through the seam in `_upstream
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from idp_middleware._any_of import as_authenticator
 from idp_middleware._authorized import send_authorized
 from idp_middleware._body_rewriting import rewritten
 from idp_middleware._cache import BaseCache, TokenCache, as_token_cache
+from idp_middleware._client import client_for
 from idp_middleware._engine import Engine
 from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound, Lookout
@@ -32,11 +34,13 @@ from idp_middleware._response_headers import response_headers
 from idp_middleware._routes import ProxyRoute, RouteMap
 from idp_middleware._rules import ask
 from idp_middleware._tokens import TokenEngine
+from idp_middleware._traces import forget_locals
 from idp_middleware._types import AuthenticatorLike, Caller, RawHeaders
 from idp_middleware._upstream import Upstream, UpstreamResponse
 from idp_middleware.errors import (
     CallerForbidden,
     ClientDisconnected,
+    ConfigurationError,
     IdPError,
     UpstreamAborted,
     UpstreamTimeout,
@@ -50,6 +54,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("idp_middleware")
 
 ErrorHandler = Callable[[HTTPConnection, IdPError], Response]
+
+SCOPE_KEY = "idp_middleware"
+"""Where the app behind finds the middleware in a scope; that of `idp_middleware.fastapi` does."""
 
 
 class IdPMiddleware:
@@ -107,11 +114,66 @@ class IdPMiddleware:
             return
         rest = self._routes.under_prefix(scope)
         if rest is None:
+            scope[SCOPE_KEY] = self
             await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._serve(scope, receive, send, rest)
-        elif scope["type"] == "websocket":
-            await self._serve_websocket(scope, receive, send, rest)
+            return
+        try:
+            if scope["type"] == "http":
+                await self._serve(scope, receive, send, rest)
+            elif scope["type"] == "websocket":
+                await self._serve_websocket(scope, receive, send, rest)
+        except Exception as exc:
+            # Around us there may be an error reporter, which takes down every variable on the way.
+            forget_locals(exc)
+            raise
+
+    def around(self, app: ASGIApp) -> IdPMiddleware:
+        """This middleware around `app`, for `app.add_middleware(idp.around)`; with `idp`, it shares everything else."""
+        twin = copy.copy(self)
+        twin.app = app
+        return twin
+
+    async def authenticate(self, conn: HTTPConnection) -> Caller:
+        """Who sent a request, under the prefix or not; with the account that its `IdP-Account` names, if any.
+
+        Raises an `IdPError`: `CallerUnauthenticated` and whatever else the authenticator has to say, or `BadRequest`.
+        """
+        caller = await self._authenticator.authenticate(conn)
+        account = read_request(conn.scope["headers"]).account
+        return caller if account is None else replace(caller, account=account)
+
+    def client(self, route: str, caller: Caller) -> httpx.AsyncClient:
+        """What a route leads to, for the app's own code: an httpx client whose requests carry the caller's token.
+
+            idp = IdPMiddleware(authenticator=…, routes={"github": …})
+            app.add_middleware(idp.around)
+
+            repositories = await idp.client("github", caller).get("/user/repos")
+
+        Tokens are the same as for requests under the prefix: kept, renewed ahead, and once more where the upstream
+        refuses one. The route's headers and `timeout` hold unless a request has its own; the rest of the route is about
+        what callers may send, which is the app's own business here. The client follows no redirects, keeps no cookies
+        and goes nowhere but under the route's upstream. It holds nothing open, so it need not be closed.
+
+        `caller` may come from a request (`authenticate`), or be made up for work that no request asked for:
+        `Caller("auth0|alice")`, with `claims={"iss": …}` where the source knows users by their issuer too, as
+        `sources.RefreshToken` does. Sources that hand over the caller's own `credential` need one, else they raise
+        `TokenSourceFailed`. Use it on the event loop that serves the app, or in a process of its own.
+
+        Its requests raise what callers would be answered, an `IdPError`: `IdentityNotLinked`, `UpstreamTimeout` …; and
+        `BadRequest` for a URL elsewhere.
+
+        Raises:
+            ConfigurationError: there is no such route.
+        """
+        return client_for(self.route(route), caller, tokens=self._tokens, upstream=self._upstream)
+
+    def route(self, name: str) -> ProxyRoute:
+        """The route of that name. Raises `ConfigurationError` where there is none."""
+        route: ProxyRoute | None = next((route for route in self._routes if route.name == name), None)
+        if route is None:
+            raise ConfigurationError("there is no such route", table="routes", key=name)
+        return route
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, rest: bytes) -> None:
         try:
@@ -255,6 +317,8 @@ class IdPMiddleware:
     async def _answer(self, error: IdPError, scope: Scope, receive: Receive, send: Send, *, close: bool) -> None:
         # What a caller did wrong is seen at DEBUG only: anybody could fill a log with it.
         logger.log(logging.WARNING if error.status >= 500 else logging.DEBUG, "%s: %s", error.name, error)
+        # It may be reported to others from there.
+        forget_locals(error)
         response = self._on_error(HTTPConnection(scope), error)
         if close:
             # The rest of the body is still to come, and must not be read as the next request.
@@ -293,10 +357,15 @@ def _authorize(caller: Caller, route: ProxyRoute, method: str, rest: bytes) -> N
     """Raises `MethodNotAllowed` or `CallerForbidden` unless the caller may do this on this route."""
     route.check_method(method)
     route.check_path(rest)
-    if not caller.scopes.issuperset(route.scopes):
-        raise CallerForbidden("scope missing", scopes=route.scopes)
+    check_scopes(caller, route)
     if route.rules:
         route.check_rules(caller.scopes, method, rest)
+
+
+def check_scopes(caller: Caller, route: ProxyRoute) -> None:
+    """Raises `CallerForbidden` unless the caller holds what the route asks for."""
+    if not caller.scopes.issuperset(route.scopes):
+        raise CallerForbidden("scope missing", scopes=route.scopes)
 
 
 def problem_response(conn: HTTPConnection, error: IdPError) -> Response:  # noqa: ARG001

@@ -11,8 +11,6 @@ Imports run one way, and each file knows only what stands below it:
     _parser       bytes to a response; no sockets, no clock
     _response     what the caller reads from
     _request      bytes of a request head
-
-`_httpx` puts an `httpx` transport around it, for whoever wants the engine under an ordinary client.
 """
 
 from idp_middleware._engine._client import Engine
