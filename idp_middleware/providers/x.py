@@ -62,8 +62,8 @@ def x_oauth1(
         ConfigurationError: as `ProxyRoute`; and where the extra is not installed.
     """
     try:
-        # Not its Client, which logs the token.
         from oauthlib.common import generate_nonce, generate_timestamp, urldecode
+        from oauthlib.oauth1 import Client
         from oauthlib.oauth1.rfc5849 import parameters, signature
     except ImportError:
         raise ConfigurationError("needs the extra: pip install 'idp-middleware[oauth1]'", key="provider") from None
@@ -89,12 +89,14 @@ def x_oauth1(
             ("oauth_token", token.value),
             ("oauth_version", "1.0"),
         ]
+        # Its parts, since `Client.sign` logs the token.
         text = signature.signature_base_string(
             request.method,
             signature.base_string_uri(request.url),
             signature.normalize_parameters([*given, *own]),
         )
-        own.append(("oauth_signature", signature.sign_hmac_sha1(text, consumer_secret, secret)))
+        secrets = Client(consumer_key, client_secret=consumer_secret, resource_owner_secret=secret)
+        own.append(("oauth_signature", signature.sign_hmac_sha1_with_client(text, secrets)))
         return Signed(parameters.prepare_headers(own)["Authorization"].encode(), request.target)
 
     return route(upstream, token_source, options, sign=sign)
