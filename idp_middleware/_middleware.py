@@ -34,7 +34,7 @@ from idp_middleware._response_headers import response_headers
 from idp_middleware._routes import ProxyRoute, RouteMap
 from idp_middleware._rules import ask
 from idp_middleware._tokens import TokenEngine
-from idp_middleware._traces import forget_locals
+from idp_middleware._traces import forget_details
 from idp_middleware._types import AuthenticatorLike, Caller, RawHeaders
 from idp_middleware._upstream import Upstream, UpstreamResponse
 from idp_middleware.errors import (
@@ -124,7 +124,7 @@ class IdPMiddleware:
                 await self._serve_websocket(scope, receive, send, rest)
         except Exception as exc:
             # Around us there may be an error reporter, which takes down every variable on the way.
-            forget_locals(exc)
+            forget_details(exc)
             raise
 
     def around(self, app: ASGIApp) -> IdPMiddleware:
@@ -238,7 +238,7 @@ class IdPMiddleware:
             await ask(route.authorize, caller, conn)
         inbound.limit(route.max_body)
         if self._pseudonym in request.via:
-            raise UpstreamUnreachable("the route leads back to this middleware")
+            raise UpstreamUnreachable("the route leads back to this middleware", error="proxy_loop_detected")
         if method == "OPTIONS" and not request.forward_once_more():
             return caller, route, target, _LastHop(route)
         response, token, at, target = await send_authorized(
@@ -318,7 +318,7 @@ class IdPMiddleware:
         # What a caller did wrong is seen at DEBUG only: anybody could fill a log with it.
         logger.log(logging.WARNING if error.status >= 500 else logging.DEBUG, "%s: %s", error.name, error)
         # It may be reported to others from there.
-        forget_locals(error)
+        forget_details(error)
         response = self._on_error(HTTPConnection(scope), error)
         if close:
             # The rest of the body is still to come, and must not be read as the next request.

@@ -66,7 +66,7 @@ class IdPError(Exception):
     status: ClassVar[int] = 500
     name: ClassVar[str] = "internal"
     title: ClassVar[str] = "The request failed."
-    proxy_error: ClassVar[str] = "proxy_internal_error"
+    proxy_error: str = "proxy_internal_error"
     """The error type for `Proxy-Status` (RFC 9209 section 2.3)."""
 
     def members(self) -> dict[str, Any]:
@@ -329,6 +329,11 @@ class UpstreamUnreachable(UpstreamError):
     name = "upstream-unreachable"
     title = "The provider's API cannot be reached."
     proxy_error = "destination_unavailable"
+
+    def __init__(self, message: str = "", *, error: str | None = None) -> None:
+        super().__init__(message)
+        if error is not None:
+            self.proxy_error = error
 
 
 class UpstreamTimeout(UpstreamError):

@@ -201,9 +201,17 @@ class Connection(asyncio.Protocol):
             elif response.status:
                 self.fail(UpstreamAborted("the upstream closed the connection inside the body"))
             elif parser.untouched:
-                self.fail(ClosedUnanswered("the upstream closed the connection without an answer"))
+                self.fail(
+                    ClosedUnanswered(
+                        "the upstream closed the connection without an answer", error="connection_terminated"
+                    )
+                )
             else:
-                self.fail(UpstreamUnreachable("the upstream closed the connection inside the head"))
+                self.fail(
+                    UpstreamUnreachable(
+                        "the upstream closed the connection inside the head", error="connection_terminated"
+                    )
+                )
         self._leave()
         self.lost.set_result(None)
 

@@ -50,15 +50,20 @@ async def dial(
     except TimeoutError:
         raise UpstreamTimeout("connecting took too long") from None
     except socket.gaierror:
-        raise UpstreamUnreachable("the host name was not resolved") from None
+        raise UpstreamUnreachable("the host name was not resolved", error="dns_error") from None
     except ssl.SSLCertVerificationError as exc:
-        raise UpstreamUnreachable(f"certificate not accepted: {exc.verify_message}") from None
+        raise UpstreamUnreachable(
+            f"certificate not accepted: {exc.verify_message}", error="tls_certificate_error"
+        ) from None
     except ssl.SSLError as exc:
-        raise UpstreamUnreachable(f"no TLS connection: {exc.reason or type(exc).__name__}") from None
+        raise UpstreamUnreachable(
+            f"no TLS connection: {exc.reason or type(exc).__name__}", error="tls_protocol_error"
+        ) from None
     except OSError as exc:
         # Its own text may name addresses.
         reason = os.strerror(exc.errno) if exc.errno else type(exc).__name__
-        raise UpstreamUnreachable(f"no connection: {reason}") from None
+        error = "connection_refused" if isinstance(exc, ConnectionRefusedError) else None
+        raise UpstreamUnreachable(f"no connection: {reason}", error=error) from None
 
 
 async def _resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[_Address]:

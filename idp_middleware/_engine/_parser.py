@@ -92,7 +92,7 @@ class ResponseParser:
         headless = not response.status
         # llhttp also takes RTSP, ICE, HTTP/0.9 and HTTP/2.0 for a response.
         if headless and not self._fruitless and not data.startswith(b"HTTP/1.") and not b"HTTP/1.".startswith(data):
-            raise UpstreamUnreachable("the upstream does not answer in HTTP/1")
+            raise UpstreamUnreachable("the upstream does not answer in HTTP/1", error="http_protocol_error")
         before = response.size
         self._fruitless += len(data)
         surplus = False
@@ -122,7 +122,7 @@ class ResponseParser:
         if headless:
             # Its head may have been taken for good before the rest of the packet was seen.
             self._response.status = 0
-            return UpstreamUnreachable(f"the upstream's answer is refused: {reason}")
+            return UpstreamUnreachable(f"the upstream's answer is refused: {reason}", error="http_protocol_error")
         return UpstreamAborted(f"the upstream's body is broken: {reason}")
 
     def _frame(self, response: Response) -> None:
