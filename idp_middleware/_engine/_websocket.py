@@ -197,8 +197,7 @@ class WebSocketConnection(asyncio.Protocol):
     def leave(self) -> None:
         """Say so, and do not wait for the upstream's word. May be called again."""
         self.close(GOING_AWAY)
-        if self._transport is not None:
-            self._transport.close()
+        self._hang_up()
 
     async def aclose(self) -> None:
         """As `leave`."""
@@ -264,9 +263,11 @@ class WebSocketConnection(asyncio.Protocol):
                     self._over(Close(None if code == 1005 else code, reason))
                 elif event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                     self._assemble(event)
-        if self._protocol.parser_exc is not None and self.status == 101:
-            self._over(Close(BAD_GATEWAY, "the upstream broke off or broke the protocol"))
         self._flush()
+        if self._protocol.parser_exc is not None:
+            self._over(Close(BAD_GATEWAY, "the upstream broke off or broke the protocol"))
+            # It has been told; what else it says is not listened to (RFC 6455 section 7.1.7).
+            self._hang_up()
 
     def _answer(self) -> None:
         if not self._answered.done():
@@ -283,7 +284,9 @@ class WebSocketConnection(asyncio.Protocol):
             message = data.decode() if self._is_text else data
         except UnicodeDecodeError:
             self._protocol.fail(1007, "not UTF-8")
+            self._flush()
             self._over(Close(BAD_GATEWAY, "the upstream sent text that is not UTF-8"))
+            self._hang_up()
             return
         size = len(data) + _PER_MESSAGE
         self._messages.append((message, size))
@@ -322,12 +325,17 @@ class WebSocketConnection(asyncio.Protocol):
         self._flush()
         self._ping_timer = self.loop.call_later(PING_EVERY, self._ping)
 
+    def _hang_up(self) -> None:
+        """Close once all is sent, which the timer for cutting bounds."""
+        if self._transport is not None:
+            self._transport.close()
+
     def _flush(self) -> None:
         for data in self._protocol.data_to_send():
             if data:
                 self._write(data)
-            elif self._transport is not None:
-                self._transport.close()
+            else:
+                self._hang_up()
         if self._protocol.close_expected() and self._cut_timer is None:
             self._cut_timer = self.loop.call_later(CLOSE_TIMEOUT, self.abort)
 
