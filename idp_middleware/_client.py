@@ -18,6 +18,7 @@ from idp_middleware._inbound import REPLAY_LIMIT
 from idp_middleware._request_headers import without
 from idp_middleware._routes import DEFAULT_PORTS, ProxyRoute
 from idp_middleware._tokens import TokenEngine
+from idp_middleware._traces import forget_details
 from idp_middleware._types import Caller, RawHeaders, Timeout
 from idp_middleware._upstream import Upstream, UpstreamResponse
 from idp_middleware.errors import BadRequest, UpstreamAborted, UpstreamUnreachable
@@ -52,6 +53,14 @@ class _AsCaller(httpx.AsyncBaseTransport):
         self._upstream = upstream
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._send(request)
+        except Exception as exc:
+            # The app's error reporter takes down every variable on the way.
+            forget_details(exc)
+            raise
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
         route = self._route
         rest, query = _after_base(request.url, route)
         raw: RawHeaders = [(name.lower(), value) for name, value in request.headers.raw]

@@ -29,6 +29,7 @@ from starlette.requests import HTTPConnection
 
 from idp_middleware._middleware import SCOPE_KEY, IdPMiddleware, check_scopes
 from idp_middleware._rules import ask
+from idp_middleware._traces import forget_details
 from idp_middleware._types import Caller
 from idp_middleware.errors import ConfigurationError, IdPError, problem
 
@@ -85,5 +86,6 @@ def _middleware(conn: HTTPConnection) -> IdPMiddleware:
 def _answer(error: IdPError) -> HTTPException:
     # As the middleware does: an HTTPException leaves no trace of what is for the operator only.
     logger.log(logging.WARNING if error.status >= 500 else logging.DEBUG, "%s: %s", error.name, error)
+    forget_details(error)
     headers = {"cache-control": "no-store", **dict(error.headers())}
     return HTTPException(error.status, detail=problem(error), headers=headers)
