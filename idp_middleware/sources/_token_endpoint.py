@@ -6,10 +6,13 @@ answer, and one that sent a user's grant turns `GrantRefused` with the code "inv
 
 from __future__ import annotations
 
+import html
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypedDict, Unpack
+from urllib.parse import quote, quote_plus
 
 from idp_middleware._idp_http import DEFAULT_TIMEOUT, Transport
 from idp_middleware._routes import parse_base_url
@@ -17,6 +20,9 @@ from idp_middleware._types import Timeout, Token, _HoldsSecret
 from idp_middleware.errors import ConfigurationError, TokenSourceFailed, TokenSourceUnavailable
 from idp_middleware.sources._client_auth import ClientAuth
 from idp_middleware.sources._patient import PatientClient
+
+_PART: Final = 8
+"""Characters of a secret by which it is recognised where it is repeated in part."""
 
 MAX_LIFE: Final = 365 * 24 * 3600.0
 """Seconds; what claims to live longer is believed no further."""
@@ -151,11 +157,12 @@ async def request_grant(
         raise TokenSourceUnavailable(f"token endpoint: status {answer.status}", retry_after=answer.retry_after())
     told = answer.json()
     if answer.status != 200 or told.get("error") is not None:
-        code = _printable(told.get("error"), 80)
         secrets = [value for name, value in {**fields, **own}.items() if name in _SECRET_FIELDS]
         if auth is not None and auth.secret is not None:
-            secrets.append(auth.secret)
-        why = f"status {answer.status}, {code or 'no error code'}{_description(told, secrets)}"
+            secrets += [auth.secret, *headers.values()]
+        code = _quotable(told.get("error"), 80, secrets)
+        description = _quotable(told.get("error_description"), 300, secrets)
+        why = f"status {answer.status}, {code or 'no error code'}{description and f' ({description})'}"
         raise GrantRefused(f"token endpoint: {why}", code=code, answer=told)
     return told
 
@@ -194,16 +201,30 @@ def _seconds(value: object) -> float | None:
     return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_LIFE)
 
 
-def _description(body: Mapping[str, Any], secrets: Sequence[str | Sequence[str]]) -> str:
-    """What an operator needs most of the answer, without any secret of ours that it repeats."""
-    text = body.get("error_description")
-    if not isinstance(text, str) or not text:
+def _quotable(value: object, longest: int, secrets: Iterable[str | Sequence[str]]) -> str:
+    """What an operator needs most of an answer, without any secret of ours that it repeats."""
+    if not isinstance(value, str):
         return ""
-    for secret in secrets:
-        if isinstance(secret, str) and secret:
-            text = text.replace(secret, "***")
-    return f" ({_printable(text, 300)})"
+    # A mask is shorter than what it hides.
+    text = _masked(value[: 4 * longest], {secret for secret in secrets if isinstance(secret, str) and secret})
+    return re.sub("[^ -~]", " ", text)[:longest]
 
 
-def _printable(value: object, longest: int) -> str:
-    return re.sub("[^ -~]", " ", value[:longest]) if isinstance(value, str) else ""
+def _masked(text: str, secrets: Iterable[str]) -> str:
+    """`text` with `***` for all that is recognisably part of a secret: servers cut off what they repeat."""
+    spelled = {form for secret in secrets for form in _spellings(secret)}
+    parts = {form[at : at + _PART] for form in spelled for at in range(len(form) - _PART + 1)}
+    hidden = {at + n for at in range(len(text)) if text[at : at + _PART] in parts for n in range(_PART)}
+    text = "".join("\0" if at in hidden else character for at, character in enumerate(text))
+    for form in spelled:
+        if len(form) < _PART:
+            text = text.replace(form, "\0")
+    return re.sub("\0+", "***", text)
+
+
+def _spellings(secret: str) -> set[str]:
+    """As it is, and as what repeats a request may have it: in a form, in JSON, in HTML."""
+    percent, plus, in_json = quote(secret, safe=""), quote_plus(secret), json.dumps(secret)[1:-1]
+    lower = [re.sub("%..", lambda escape: escape[0].lower(), each) for each in (percent, plus)]
+    slashed = in_json.replace("/", "\\/")
+    return {secret, quote(secret), percent, plus, *lower, in_json, slashed, html.escape(secret)}

@@ -21,7 +21,7 @@ from idp_middleware.errors import (
     TokenSourceFailed,
     TokenSourceUnavailable,
 )
-from idp_middleware.sources._token_endpoint import ClientOptions, TokenEndpoint, bearer_token, server_url
+from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token, server_url
 
 _EXTRA: Final = ("access_token_secret",)
 """What of an identity goes with its token: an OAuth 1.0a provider's requests are signed with the secret."""
@@ -125,7 +125,11 @@ class Auth0Management(_HoldsSecret):
     async def _grant(self, held: Token | None, refused: Token | None) -> Obtained:  # noqa: ARG002
         # Auth0 documents JSON here.
         asked_at = time()
-        return bearer_token(await self._endpoint.grant(self._fields, as_json=True), asked_at), asked_at
+        try:
+            answer = await self._endpoint.grant(self._fields, as_json=True)
+        except GrantRefused as exc:
+            raise exc.explained(None) from None
+        return bearer_token(answer, asked_at), asked_at
 
 
 def auth0_token_endpoint(base_url: str, client_id: str, **client: Unpack[ClientOptions]) -> TokenEndpoint:

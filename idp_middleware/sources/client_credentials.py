@@ -7,7 +7,7 @@ from typing import Unpack
 
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token, _HoldsSecret
-from idp_middleware.sources._token_endpoint import ClientOptions, TokenEndpoint, bearer_token
+from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token
 
 
 class ClientCredentials(_HoldsSecret):
@@ -50,7 +50,11 @@ class ClientCredentials(_HoldsSecret):
     async def token(self, caller: Caller, route: ProxyRoute, *, refused: Token | None = None) -> Token:  # noqa: ARG002
         """A new token with every call. Raises `errors.TokenError`."""
         asked_at = time()
-        return bearer_token(await self._endpoint.grant(self._fields), asked_at)
+        try:
+            answer = await self._endpoint.grant(self._fields)
+        except GrantRefused as exc:
+            raise exc.explained(None) from None
+        return bearer_token(answer, asked_at)
 
     async def aclose(self) -> None:
         """Close the connections."""
