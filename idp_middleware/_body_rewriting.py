@@ -78,7 +78,9 @@ async def _rewritten(
     if not needles or status == 101:
         return response
     if not readable:
-        raise UpstreamUnreachable("an answer in a content coding that was not asked for")
+        raise UpstreamUnreachable(
+            "an answer in a content coding that was not asked for", error="http_response_content_coding"
+        )
     announced = _value(fields, b"content-length")
     untrue = _OF_ANOTHER_LENGTH if led_back or coding else _OF_OTHER_BYTES
     response.headers = [field for field in fields if field[0] not in untrue]

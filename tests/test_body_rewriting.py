@@ -479,6 +479,7 @@ def test_a_coding_that_is_unknown_here_passes_where_it_does_no_harm(stack, upstr
     for name in ("scrub", "both"):
         answer = stack.ask("GET", f"/idp/{name}/user")
         assert (answer.status, answer.problem) == (502, "upstream-unreachable")
+        assert answer.all(b"proxy-status") == [b"idp_middleware; error=http_response_content_coding"]
     upstream.answer = ok(b"compressed", "Content-Encoding: gzip, gzip")
     assert stack.ask("GET", "/idp/scrub/user").status == 502
 
