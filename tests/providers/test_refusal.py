@@ -1,4 +1,4 @@
-"""Refusals told in words: what is looked at is relayed to the byte, and what is too long or of another kind left alone."""
+"""Refusals told in words: what is looked at is relayed to the byte; what is long or of another kind is left alone."""
 
 from __future__ import annotations
 
