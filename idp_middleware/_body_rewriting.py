@@ -70,7 +70,7 @@ async def _rewritten(
     led_back = route.rewrite_bodies and readable and status != 206 and _is_text(fields)
     if led_back:
         needles.append(_base_url(route.origin, route.base_path).becoming(_mount(route, scope, prefix)))
-    if led_back or coding in INFLATED or status == 304:
+    if led_back or (needles and coding) or status == 304:
         # Not the bytes that the tag stands for (RFC 9110 section 8.8.1). A 304 does not say of what kind the copy is
         # that it speaks of, and a weak tag fits both (RFC 9111 section 4.3.4).
         fields = [(name, _weak(value) if name == b"etag" else value) for name, value in fields]

@@ -297,6 +297,14 @@ def test_text_is_looked_through_and_anything_else_left_alone(upstream, shared_st
     assert bool(answer.all(b"content-md5")) == bool(answer.all(b"accept-ranges")) == (not looked_through)
 
 
+def test_what_is_no_text_stays_compressed(stack, upstream):
+    """There is nothing to look for in it, so it is what the upstream says it is."""
+    body = gzip.compress(b"pixels")
+    upstream.answer = ok(body, "Content-Encoding: gzip", 'ETag: "1"', kind="image/x-portable-pixmap")
+    answer = stack.ask("GET", "/idp/led/user")
+    assert (answer.body, answer.all(b"content-encoding"), answer.all(b"etag")) == (body, [b"gzip"], [b'"1"'])
+
+
 def test_what_was_true_of_the_upstreams_bytes_is_not_said_of_others(stack, upstream):
     """RFC 9110 section 8.8.1: no strong validator for what it does not identify; RFC 9530: no digest of other bytes."""
     fields = ["Digest: a", "Content-Digest: b", "Repr-Digest: c", "Content-MD5: d", "Accept-Ranges: bytes", "X-Kept: e"]
