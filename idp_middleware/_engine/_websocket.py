@@ -124,8 +124,15 @@ class WebSocketConnection(asyncio.Protocol):
                 await self._answered
         except TimeoutError:
             raise UpstreamTimeout("the upstream did not answer the handshake in time") from None
-        if self.status == 0 or (self.status < 200 and self._protocol.handshake_exc is not None):
-            raise UpstreamUnreachable("the upstream did not answer the handshake as the protocol asks")
+        failure = self._protocol.handshake_exc
+        if self.status == 0:
+            broke_off = failure is None or isinstance(failure.__cause__, EOFError)
+            raise UpstreamUnreachable(
+                "the upstream did not answer the handshake in HTTP/1",
+                error="connection_terminated" if broke_off else "http_protocol_error",
+            )
+        if self.status < 200 and failure is not None:
+            raise UpstreamUnreachable("the upstream does not switch as the protocol asks", error="http_upgrade_failed")
         if self.status == 101:
             self._ping_timer = self.loop.call_later(PING_EVERY, self._ping)
 
