@@ -6,7 +6,6 @@ through their one-method protocols only, and HTTP through the seam in `_upstream
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import hashlib
 import logging
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import httpx
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from idp_middleware._answers import LastHop, answers, nothing_behind, problem_response
 from idp_middleware._any_of import as_authenticator
 from idp_middleware._authorized import send_authorized
 from idp_middleware._body_rewriting import rewritten
@@ -45,7 +45,6 @@ from idp_middleware.errors import (
     UpstreamAborted,
     UpstreamTimeout,
     UpstreamUnreachable,
-    problem,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class IdPMiddleware:
         cache: TokenCache | BaseCache | None = None,
         on_error: ErrorHandler | None = None,
     ) -> None:
-        self.app: ASGIApp = _nothing_behind if app is None else app
+        self.app: ASGIApp = nothing_behind if app is None else app
         self._routes = RouteMap(routes, prefix)
         self._authenticator = as_authenticator(authenticator)
         self._tokens = TokenEngine(as_token_cache(cache))
@@ -196,7 +195,7 @@ class IdPMiddleware:
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send, rest: bytes) -> None:
         """The same way; only is hop 5 a handshake, and hop 6 goes both ways."""
-        answer = _answers(scope, send)
+        answer = answers(scope, send)
         try:
             route, _ = self._routes.match(rest)
             if self._websockets is None or not route.websocket:
@@ -240,7 +239,7 @@ class IdPMiddleware:
         if self._pseudonym in request.via:
             raise UpstreamUnreachable("the route leads back to this middleware", error="proxy_loop_detected")
         if method == "OPTIONS" and not request.forward_once_more():
-            return caller, route, target, _LastHop(route)
+            return caller, route, target, LastHop(route)
         response, token, at, target = await send_authorized(
             self._tokens,
             upstream,
@@ -337,22 +336,6 @@ class IdPMiddleware:
                 await aclose()
 
 
-class _LastHop:
-    """An answer in the upstream's stead to an OPTIONS that may go no further (RFC 9110 section 7.6.2)."""
-
-    status = 204
-    complete = True
-
-    def __init__(self, route: ProxyRoute) -> None:
-        self.headers = [(b"allow", ", ".join(sorted(route.methods)).encode()), (b"proxy-status", b"idp_middleware")]
-
-    async def read(self) -> bytes:
-        return b""
-
-    async def aclose(self) -> None:
-        """Nothing is held."""
-
-
 def _authorize(caller: Caller, route: ProxyRoute, method: str, rest: bytes) -> None:
     """Raises `MethodNotAllowed` or `CallerForbidden` unless the caller may do this on this route."""
     route.check_method(method)
@@ -366,47 +349,3 @@ def check_scopes(caller: Caller, route: ProxyRoute) -> None:
     """Raises `CallerForbidden` unless the caller holds what the route asks for."""
     if not caller.scopes.issuperset(route.scopes):
         raise CallerForbidden("scope missing", scopes=route.scopes)
-
-
-def problem_response(conn: HTTPConnection, error: IdPError) -> Response:  # noqa: ARG001
-    """The answer for `error`: a problem document (RFC 9457) that can be told from the upstream's own by `Proxy-Status`
-    (RFC 9209), never stored, and without anything secret or internal.
-    """
-    return JSONResponse(
-        problem(error),
-        status_code=error.status,
-        headers={
-            "cache-control": "no-store",
-            "proxy-status": f"idp_middleware; error={error.proxy_error}",
-            **dict(error.headers()),
-        },
-        media_type="application/problem+json",
-    )
-
-
-def _answers(scope: Scope, send: Send) -> Send:
-    """The `send` for an answer to a WebSocket's handshake.
-
-    A server without the extension for it is told to close, and answers 403.
-    """
-    able = "websocket.http.response" in (scope.get("extensions") or ())
-
-    async def answer(message: Message) -> None:
-        kind: str = message["type"].removeprefix("websocket.")
-        if able:
-            await send({**message, "type": f"websocket.{kind}"})
-        elif kind == "http.response.start":
-            await send({"type": "websocket.close", "code": 1008})
-        if able and kind == "http.response.body" and not message.get("more_body", False):
-            # uvicorn logs as an error who returns before it has closed (https://github.com/Kludex/uvicorn/pull/3138).
-            await asyncio.sleep(0)
-
-    return answer
-
-
-async def _nothing_behind(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stands in for the app where there is none."""
-    if scope["type"] == "http":
-        await PlainTextResponse("Not Found", status_code=404)(scope, receive, send)
-    elif scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1000})
