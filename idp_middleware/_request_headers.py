@@ -17,6 +17,19 @@ from idp_middleware.errors import BadRequest
 _CREDENTIALS = frozenset({b"authorization", b"cookie", b"cookie2", b"dpop", b"idp-account"})
 """The caller's credentials are for us. None of them is the upstream's business."""
 
+_CREDENTIALS_FROM_IN_FRONT = (
+    b"cf-access-",  # Cloudflare Access
+    b"x-amzn-oidc-",  # Amazon's Application Load Balancer
+    b"x-auth-request-",  # oauth2-proxy, which also has X-Forwarded-Access-Token
+    b"x-goog-authenticated-user-",  # Google's Identity-Aware Proxy
+    b"x-goog-iap-",
+    b"x-ms-client-principal",  # Azure App Service
+    b"x-ms-token-",
+    b"x-pomerium-",
+    b"x-vercel-oidc-",
+)
+"""What proxies in front of an app add once they have let somebody in: that person's tokens, and who it is."""
+
 _ABOUT_THE_CLIENT = frozenset(
     {
         b"cf-connecting-ip",
@@ -76,7 +89,11 @@ _LOOKED_AT = frozenset(
         b"via",
     }
 )
-_verdict = Verdicts(dropped=REQUEST_DROPPED, looked_at=_LOOKED_AT, prefixes=(b"x-forwarded-", b"proxy-")).__getitem__
+_verdict = Verdicts(
+    dropped=REQUEST_DROPPED,
+    looked_at=_LOOKED_AT,
+    prefixes=(b"x-forwarded-", b"proxy-", *_CREDENTIALS_FROM_IN_FRONT),
+).__getitem__
 
 _DIGITS = re.compile(rb"[0-9]{1,18}\Z")
 

@@ -49,6 +49,30 @@ def test_order_duplicates_and_bytes_of_ordinary_fields_stay():
 @pytest.mark.parametrize(
     "name",
     [
+        b"cf-access-jwt-assertion",
+        b"cf-access-client-secret",
+        b"x-amzn-oidc-accesstoken",
+        b"x-amzn-oidc-data",
+        b"x_amzn_oidc_data",
+        b"x-auth-request-access-token",
+        b"x-forwarded-access-token",
+        b"x-goog-iap-jwt-assertion",
+        b"x-goog-authenticated-user-email",
+        b"x-ms-client-principal",
+        b"x-ms-client-principal-id",
+        b"x-ms-token-aad-access-token",
+        b"x-pomerium-jwt-assertion",
+        b"x-vercel-oidc-token",
+    ],
+)
+def test_what_a_proxy_in_front_knows_of_the_caller_stays_here(name):
+    """It brings the caller's tokens in fields of its own, which are no more the upstream's business than a cookie."""
+    assert forwarded((name, b"eyJ.of.alice"), (b"x-other", b"1")) == [(b"x-other", b"1")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
         b"connection",
         b"keep-alive",
         b"proxy-connection",
