@@ -116,6 +116,8 @@ async def _client_credentials(source: ClientCredentials) -> str:
 
 async def _upstream(upstream: Upstream, route: ProxyRoute) -> str:
     """Any answer counts: without a token, most can only refuse."""
+    if route.instance is not None:
+        return f"{route.upstream} is another server for each user, so there is none to reach"
     response = await upstream.send(
         route.origin, b"HEAD", route.target(b"", b""), list(route.fallback_headers), None, route.timeout
     )

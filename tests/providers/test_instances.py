@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from idp_middleware import ProxyRoute, Token, providers
+from idp_middleware._check import check
+from idp_middleware.config import read_config
 from idp_middleware.errors import ConfigurationError, TokenSourceFailed
 from tests.providers.conftest import User, problem
 from tests.providers.facts import FACTS, Said
@@ -176,6 +179,25 @@ def test_a_renewed_token_for_a_server_elsewhere_is_not_sent_either(user: User) -
     user.api_says(FACTS["salesforce"].refused)
     assert problem(user.call())[:2] == (502, "token-source-failed")
     assert [request.bearer for request in user.sent] == ["token-1"]
+
+
+async def test_check_has_no_server_to_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anybody's token is there, nobody knows one; that is no mistake in the file."""
+    monkeypatch.setenv("TOKEN", "t0ken")
+    file = tmp_path / "idp.toml"
+    file.write_text("""
+        [authenticator]
+        type = "session"
+        [sources.s]
+        type = "static"
+        value = "${TOKEN}"
+        [routes.crm]
+        provider = "salesforce"
+        source = "s"
+    """)
+    findings = {finding.what: finding for finding in await check(read_config(file))}
+    assert findings["route crm"].ok
+    assert "each user" in findings["route crm"].detail
 
 
 def test_two_users_go_to_their_own_servers_and_urls_lead_back_from_each() -> None:
