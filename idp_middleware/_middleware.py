@@ -63,7 +63,8 @@ class IdPMiddleware:
 
     Works as `app.add_middleware(IdPMiddleware, …)`, as a wrapper `IdPMiddleware(app, …)`, and with no app behind it
     (then everything else is 404). Needs no lifespan: it opens its connections on first use, and closes them at the
-    lifespan's shutdown or with `aclose`.
+    lifespan's shutdown or with `aclose`. An app that wants the middleware for itself, too, makes it first:
+    `idp = IdPMiddleware(…)`, `app.add_middleware(idp.around)`; then see `client`.
 
     Args:
         app: the ASGI app behind, if any.

@@ -20,9 +20,9 @@ TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # noq
 
 
 def credential(caller: Caller) -> str:
-    """The caller's token. Raises `TokenSourceFailed` where the authenticator hands none over."""
+    """The caller's token. Raises `TokenSourceFailed` where there is none: a session, a job of the app's."""
     if caller.credential is None:
-        raise TokenSourceFailed("the authenticator gives no credential of the caller to exchange")
+        raise TokenSourceFailed("the caller comes with no credential to exchange, as a session's or a job's does")
     return caller.credential
 
 
