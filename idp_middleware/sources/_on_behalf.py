@@ -20,7 +20,7 @@ TOKEN_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"  # noq
 
 
 def credential(caller: Caller) -> str:
-    """The caller's token. Raises `TokenSourceFailed` where there is none: a session, a job of the app's."""
+    """The caller's token. Raises `TokenSourceFailed` where there is none: as of a session or a job."""
     if caller.credential is None:
         raise TokenSourceFailed("the caller comes with no credential to exchange, as a session's or a job's does")
     return caller.credential

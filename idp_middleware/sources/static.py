@@ -46,5 +46,5 @@ class PassThrough:
     async def token(self, caller: Caller, route: ProxyRoute, *, refused: Token | None = None) -> Token:  # noqa: ARG002
         """The caller's credential. Raises `errors.TokenSourceFailed` where the authenticator hands none over."""
         if caller.credential is None:
-            raise TokenSourceFailed("the caller comes with no credential to pass through, as a session's or a job's does")
+            raise TokenSourceFailed("the caller comes with no credential to pass on, as a session's or a job's does")
         return Token(caller.credential)
