@@ -13,7 +13,6 @@ import logging
 import traceback
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
-from functools import partial
 from hmac import compare_digest
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -299,7 +298,8 @@ class TokenKeeper:
         flight = self._under_way(key)
         if flight is None:
             flight = self._flights[key] = asyncio.create_task(self._fly(key, fetch, held, refused))
-            flight.add_done_callback(partial(self._landed, key))
+            # No partial: asyncio's debug mode writes the arguments of those into the log, and a key names a user.
+            flight.add_done_callback(lambda landed: self._landed(key, landed))
         return flight
 
     def _landed(self, key: Hashable, flight: asyncio.Task[Token | IdPError]) -> None:
