@@ -81,7 +81,7 @@ class Upstream:
     def end_of(self, call: Any) -> tuple[int | None, str | None]:
         """How it ended for the upstream."""
         websocket = self.of(call)
-        assert websocket.wait_closed(10)
+        eventually(lambda: websocket.close_code is not None, within=10)
         return websocket.close_code, websocket.close_reason
 
     def handle(self, websocket: ServerConnection) -> None:
