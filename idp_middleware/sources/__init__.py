@@ -4,6 +4,7 @@ To add one: a module with one class, a line here, a test beside the others. `Tok
 members (`identity`, `cache_key`) tell it what an answer depends on; a source keeps no tokens of callers itself.
 """
 
+from idp_middleware.sources._auth0_refresh import ProviderRefresh
 from idp_middleware.sources._token_endpoint import ClientOptions
 from idp_middleware.sources.auth0 import Auth0Management
 from idp_middleware.sources.auth0_token_vault import Auth0TokenVault
@@ -22,6 +23,7 @@ __all__ = [
     "KeycloakBroker",
     "OnBehalfOf",
     "PassThrough",
+    "ProviderRefresh",
     "RefreshToken",
     "Static",
     "TokenExchange",

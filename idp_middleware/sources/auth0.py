@@ -6,6 +6,7 @@ Knows Auth0's Management API. Keeps the app's own token for that API, and nothin
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from time import time
 from typing import Any, Final, Unpack
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from idp_middleware.errors import (
     TokenSourceFailed,
     TokenSourceUnavailable,
 )
+from idp_middleware.sources._auth0_refresh import ProviderRefresh, Refreshing
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token, server_url
 
 _EXTRA: Final = ("access_token_secret",)
@@ -32,8 +34,11 @@ class Auth0Management(_HoldsSecret):
 
     A caller's `subject` is the Auth0 user id, so the authenticator must be the same tenant's. The machine-to-machine
     application needs the Management API's scopes `read:users` and `read:user_idp_tokens`. Connections that use Auth0's
-    Token Vault keep no tokens in the profile. Auth0 does not renew what it keeps: once the provider's token has
-    expired, the user has to log in again.
+    Token Vault keep no tokens in the profile.
+
+    Auth0 does not renew what it keeps, nor say when it expires: once the provider's token has, the user has to log in
+    again. Where the profile also has a refresh token (Google with `access_type=offline`, Microsoft), `refresh` does
+    without that: then the access token comes from the provider, not from the profile, and is renewed ahead of expiry.
 
     Args:
         domain: the tenant, such as `acme.eu.auth0.com`.
@@ -41,6 +46,8 @@ class Auth0Management(_HoldsSecret):
         client_id: of the machine-to-machine application.
         management_audience: the Management API's identifier; default `{base_url}/api/v2/`. With a custom domain it is
             still the tenant's own: `https://acme.eu.auth0.com/api/v2/`.
+        refresh: a `ProviderRefresh` for each connection whose tokens are refreshed at the provider. Never for one that
+            rotates refresh tokens.
         client: `ClientOptions`, such as the `client_secret`.
 
     Raises:
@@ -56,6 +63,7 @@ class Auth0Management(_HoldsSecret):
         base_url: str | None = None,
         client_id: str,
         management_audience: str | None = None,
+        refresh: Collection[ProviderRefresh] = (),
         **client: Unpack[ClientOptions],
     ) -> None:
         self._base_url = tenant_url(domain, base_url, allow_insecure=client.get("allow_insecure", False))
@@ -65,29 +73,36 @@ class Auth0Management(_HoldsSecret):
         }
         self._endpoint = auth0_token_endpoint(self._base_url, client_id, **client)
         self._management = TokenKeeper()
+        self._refreshing = Refreshing(refresh, **client)
 
     @property
     def identity(self) -> tuple[str, ...]:
         """What the tokens depend on, the secret aside."""
-        return ("auth0-management", self._base_url, self._endpoint.client_id, self._fields["audience"])
+        asked = (self._base_url, self._endpoint.client_id, self._fields["audience"])
+        return ("auth0-management", *asked, *self._refreshing.identity)
 
     def cache_key(self, caller: Caller, route: ProxyRoute) -> tuple[str | None, ...]:  # noqa: ARG002
         """The same tokens for a user whatever scopes the caller's own token has."""
         return (caller.issuer, caller.subject, caller.account)
 
-    async def token(self, caller: Caller, route: ProxyRoute, *, refused: Token | None = None) -> Token:  # noqa: ARG002
-        """The user's token as Auth0 has it now; its expiry is unknown.
+    async def token(self, caller: Caller, route: ProxyRoute, *, refused: Token | None = None) -> Token:
+        """The user's token as Auth0 has it now, whose expiry is unknown; or refreshed at the provider.
 
         Raises:
+            ReconnectRequired: it was to be refreshed, and the provider takes the refresh token no longer.
             IdentityNotLinked: no identity of this connection, none with the id in `caller.account`, or no such user.
             IdentityAmbiguous: several, and `caller.account` names none.
-            TokenSourceUnavailable, TokenSourceTimeout, TokenSourceFailed: Auth0 gave no answer, or not a usable one.
+            TokenSourceUnavailable, TokenSourceTimeout, TokenSourceFailed: Auth0 or the provider gave no answer, or not
+                a usable one.
         """
         segment = _segment(caller.subject)
         if segment is None:
             raise IdentityNotLinked("the subject is no Auth0 user id", connection=route.connection)
         identities = _identities(await self._look_up(segment), route.connection)
         identity = _the_one(identities, caller.account, route.connection)
+        refreshed = await self._refreshing.token(identity, refused)
+        if refreshed is not None:
+            return refreshed
         value = identity.get("access_token")
         if value is None:
             raise TokenSourceFailed(
@@ -104,6 +119,7 @@ class Auth0Management(_HoldsSecret):
         """Close the connections."""
         await self._management.aclose()
         await self._endpoint.aclose()
+        await self._refreshing.aclose()
 
     def __repr__(self) -> str:
         return f"Auth0Management(base_url={self._base_url!r}, client_id={self._endpoint.client_id!r})"
