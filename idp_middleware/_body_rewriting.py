@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from idp_middleware._inflated import INFLATED, Inflated
-from idp_middleware._public_urls import public_origin
+from idp_middleware._public_urls import mount_of, public_origin
 from idp_middleware._replacer import BaseURL, Needles, Replacer, Texts
 from idp_middleware._routes import DEFAULT_PORTS, Origin, ProxyRoute
 from idp_middleware._types import RawHeaders, Token
@@ -132,8 +132,7 @@ def _scrubbed(fields: RawHeaders, secrets: Texts) -> RawHeaders:
 
 def _mount(route: ProxyRoute, scope: Mapping[str, Any], prefix: str) -> bytes:
     """Where the route is with us; without an origin where that can't be told. Nothing in it needs escaping in JSON."""
-    path = quote(f"{scope.get('root_path', '')}{prefix}/{route.name}", safe="/~")
-    return f"{public_origin(scope)}{path}".encode()
+    return f"{public_origin(scope)}{mount_of(scope, prefix, route)}".encode()
 
 
 @lru_cache(maxsize=1024)

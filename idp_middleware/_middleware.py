@@ -28,7 +28,7 @@ from idp_middleware._engine import Engine
 from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound, Lookout
 from idp_middleware._lifespan import lifespan
-from idp_middleware._public_urls import lead_back, public_origin
+from idp_middleware._public_urls import lead_back, mount_of, public_origin
 from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
 from idp_middleware._response_headers import response_headers
 from idp_middleware._routes import ProxyRoute, RouteMap
@@ -290,7 +290,7 @@ class IdPMiddleware:
         """
 
         def rewrite(url: bytes, absolute: bool) -> bytes:
-            mount = f"{scope.get('root_path', '')}{self._routes.prefix}/{route.name}"
+            mount = mount_of(scope, self._routes.prefix, route)
             origin = public_origin(scope) if absolute else ""
             return lead_back(url, route=route, target=target, mount=mount, origin=origin)
 

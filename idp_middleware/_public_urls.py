@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from idp_middleware._routes import DEFAULT_PORTS, ProxyRoute
 
@@ -25,6 +25,11 @@ def public_origin(scope: Mapping[str, Any]) -> str:
     if len(hosts) != 1 or not _HOST.match(hosts[0]):
         return ""
     return f"{scope.get('scheme', 'http')}://{hosts[0].decode()}"
+
+
+def mount_of(scope: Mapping[str, Any], prefix: str, route: ProxyRoute) -> str:
+    """The path of a route with us, ready for a URL; the scope has what the app is mounted under decoded."""
+    return quote(f"{scope.get('root_path', '')}{prefix}/{route.name}", safe="/~")
 
 
 def lead_back(url: bytes, *, route: ProxyRoute, target: bytes, mount: str, origin: str) -> bytes:

@@ -77,18 +77,19 @@ async def look_at(response: UpstreamResponse, refusal: Refusal) -> tuple[Upstrea
 class _LookedAt:
     """A response whose beginning has been read and is yet to be relayed."""
 
-    __slots__ = ("_begun", "_response", "headers", "status")
+    __slots__ = ("_begun", "_response", "_whole", "headers", "status")
 
     def __init__(self, response: UpstreamResponse) -> None:
         self.status = response.status
         self.headers = response.headers
         self._response = response
         self._begun = b""
+        self._whole = False
 
     @property
     def complete(self) -> bool:
-        # While something is kept here, one more read yields that only.
-        return not self._begun and self._response.complete
+        # While a beginning is kept here, one more read yields that only.
+        return self._whole or (not self._begun and self._response.complete)
 
     async def look(self) -> bytes | None:
         """The whole body; None where it is too long for that."""
@@ -97,6 +98,7 @@ class _LookedAt:
             chunk = await self._response.read()
             self._begun += chunk
             if last or not chunk:
+                self._whole = True
                 return self._begun
         return None
 

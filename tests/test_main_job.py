@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 from collections import Counter
@@ -449,19 +450,24 @@ def test_it_works_mounted_and_under_a_root_path():
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
-    def mounted(middleware):
+    def mounted(middleware, path="/svc"):
         @contextlib.asynccontextmanager
         async def lifespan(app):
             # Starlette tells mounted apps nothing of the lifespan.
             yield
             await middleware.aclose()
 
-        return Starlette(routes=[Mount("/svc", app=middleware)], lifespan=lifespan)
+        return Starlette(routes=[Mount(path, app=middleware)], lifespan=lifespan)
 
     with running(wrap=mounted) as stack, stack.client() as client:
         assert client.get("/svc/idp/github/user").json()["login"] == "alice"
         next_page = client.get("/svc/idp/github/user/repos").links["next"]["url"]
         assert next_page.startswith(f"{stack.url}/svc/idp/github/user/repos")
+        redirect = client.get("/svc/idp/github/redirect", params={"to": f"{stack.api.url}/user"})
+        assert redirect.headers["location"] == "/svc/idp/github/user"
+    with running(wrap=functools.partial(mounted, path="/café 1")) as stack, stack.client() as client:
+        redirect = client.get("/caf%C3%A9%201/idp/github/redirect", params={"to": f"{stack.api.url}/user"})
+        assert redirect.headers["location"] == "/caf%C3%A9%201/idp/github/user"
     with running(uvicorn={"root_path": "/svc"}) as stack, stack.client() as client:
         assert client.get("/idp/github/user").json()["login"] == "alice"
 
