@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -109,6 +109,7 @@ def running(
     provider: Any = None,
     wrap: Callable[[IdPMiddleware], Any] = lambda middleware: middleware,
     uvicorn: dict[str, Any] | None = None,
+    schemes: Collection[str] = ("bearer",),
     **options: Any,
 ) -> Iterator[Stack]:
     """A stack with alice and bob known, linked and accepted."""
@@ -125,7 +126,9 @@ def running(
         middleware = IdPMiddleware(
             app,
             routes=routes(api.url, source),
-            authenticator=options.pop("authenticator", JWTAuthenticator(issuer=auth0.issuer, audience=AUDIENCE)),
+            authenticator=options.pop(
+                "authenticator", JWTAuthenticator(issuer=auth0.issuer, audience=AUDIENCE, schemes=schemes)
+            ),
             **options,
         )
         gateway = servers.enter_context(serve(wrap(middleware), http=http, **uvicorn or {}))

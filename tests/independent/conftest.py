@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from idp_middleware.testing import signing_key
+from tests.stack import USERS as PROVIDER_TOKENS
+from tests.stack import free_port
 
 HERE = Path(__file__).parent
 AWKWARD = "s3cr&t+ /=%:~"
@@ -54,18 +57,17 @@ def node() -> str:
     return str(command)
 
 
-@pytest.fixture(scope="session")
-def authorization_server(node: str) -> Iterator[Any]:
-    """An oidc-provider: `url`, and `tokens` of users."""
-    settings = json.dumps({"clients": CLIENTS, "users": USERS})
+@contextmanager
+def started(node: str, script: str, variable: str, settings: Any) -> Iterator[Any]:
+    """A server of this directory: what it tells of itself once it listens."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [node, str(HERE / "authorization_server.mjs")],
+            [node, str(HERE / script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, "OIDC_SETTINGS": settings},
+            env={**os.environ, variable: json.dumps(settings)},
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -83,3 +85,21 @@ def authorization_server(node: str) -> Iterator[Any]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@pytest.fixture(scope="session")
+def authorization_server(node: str) -> Iterator[Any]:
+    """An oidc-provider: `url`, and `tokens` of users."""
+    with started(node, "authorization_server.mjs", "OIDC_SETTINGS", {"clients": CLIENTS, "users": USERS}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def github(node: str) -> Iterator[Any]:
+    """A GitHub that knows alice and bob, by the tokens of `tests.stack`: `url`."""
+    seed = {
+        "tokens": {token: {"login": user, "scopes": ["repo", "user"]} for user, token in PROVIDER_TOKENS.items()},
+        "github": {"users": [{"login": user, "email": f"{user}@example.com"} for user in PROVIDER_TOKENS]},
+    }
+    with started(node, "github.mjs", "SETTINGS", {"port": free_port(), "seed": seed}) as server:
+        yield server
