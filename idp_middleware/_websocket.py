@@ -208,6 +208,9 @@ class WebSocketExchange:
             message = await self._message()
             if message["type"] == "websocket.disconnect":
                 return _End(None, _onwards(message))
+            if message["type"] == "websocket.connect":
+                # It had been sent before we accepted, and may be fetched after it.
+                continue
             text: str | None = message.get("text")
             content: bytes = message["bytes"] if text is None else text.encode()
             if len(content) > max_message:
@@ -248,8 +251,12 @@ class WebSocketExchange:
 
     def _next(self) -> asyncio.Task[Message]:
         if self._coming is None:
-            self._coming = asyncio.create_task(self._receive())  # type: ignore[arg-type]
+            self._coming = asyncio.create_task(self._fetch())
         return self._coming
+
+    async def _fetch(self) -> Message:
+        # What a server's `receive` returns need not be a coroutine, and granian's is none.
+        return await self._receive()
 
     async def _message(self) -> Message:
         message = await self._next()

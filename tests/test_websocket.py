@@ -35,7 +35,16 @@ from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websockets
 from websockets.utils import accept_key
 
-from idp_middleware import Caller, ProxyRoute, SessionAuthenticator, Timeout, Token, _websocket, load_config
+from idp_middleware import (
+    Caller,
+    IdPMiddleware,
+    ProxyRoute,
+    SessionAuthenticator,
+    Timeout,
+    Token,
+    _websocket,
+    load_config,
+)
 from idp_middleware._engine import _websocket as engine_websocket
 from idp_middleware.errors import ConfigurationError, IdentityNotLinked
 from tests.stack import RawMessage, Stack, eventually, raw_upstream, read_head, running
@@ -497,6 +506,21 @@ def test_without_an_expiry_it_lives_for_a_bounded_time(upstream, monkeypatch):
 
     with gateway(upstream.url, stack={"authenticator": alice}) as stack, calling(stack, user=None) as websocket:
         assert end_of(websocket)[0] == 4401
+
+
+def test_an_upstream_that_is_over_at_once_is_not_pinged(monkeypatch, caplog):
+    """Its Close may come along with the handshake's answer, before anything else has begun."""
+    monkeypatch.setattr(engine_websocket, "PING_EVERY", 0.05)
+
+    def brief(connection):
+        accept(connection, behind=frame(CLOSE, b"\x0f\xa0"))
+        connection.recv(100)
+
+    with raw_upstream(brief) as url, gateway(url, SERVERS["sansio on asyncio"]) as stack:
+        with calling(stack) as websocket:
+            assert end_of(websocket) == (4000, "")
+        time.sleep(0.2)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.mark.parametrize("server", SERVERS.values(), ids=SERVERS)
@@ -1051,6 +1075,51 @@ def test_bodies_that_are_rewritten_have_nothing_to_do_with_it(upstream):
     with gateway(upstream.url, rewrite_bodies=True) as stack, calling(stack) as websocket:
         websocket.send(upstream.url)
         assert websocket.recv(timeout=10) == upstream.url
+
+
+class NoCoroutine:
+    """As granian's: something to await, and nothing more."""
+
+    def __init__(self, coroutine):
+        self.coroutine = coroutine
+
+    def __await__(self):
+        return self.coroutine.__await__()
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_servers_need_only_keep_to_the_specification(upstream, late):
+    """`receive` and `send` return awaitables; messages may have one kind of content, or both with one of them None."""
+    incoming: asyncio.Queue[Any] = asyncio.Queue()
+    outgoing: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def alice(conn):
+        return Caller("auth0|alice")
+
+    route = ProxyRoute(upstream.url, token_source=provider_token, websocket=True)
+    middleware = IdPMiddleware(routes={"up": route}, authenticator=alice)
+    scope = {"type": "websocket", "path": "/idp/up/echo", "query_string": b"", "headers": [(b"host", b"x")]}
+    serving = asyncio.create_task(
+        middleware(scope, lambda: NoCoroutine(incoming.get()), lambda message: NoCoroutine(outgoing.put(message)))
+    )
+    async with asyncio.timeout(10):
+        if not late:
+            incoming.put_nowait({"type": "websocket.connect"})
+        assert (await outgoing.get())["type"] == "websocket.accept"
+        if late:
+            incoming.put_nowait({"type": "websocket.connect"})
+        incoming.put_nowait({"type": "websocket.receive", "text": "hello", "bytes": None})
+        incoming.put_nowait({"type": "websocket.receive", "text": None, "bytes": b"hello"})
+        incoming.put_nowait({"type": "websocket.receive", "bytes": b""})
+        received = [await outgoing.get() for _ in range(3)]
+        incoming.put_nowait({"type": "websocket.disconnect"})
+        await serving
+        await middleware.aclose()
+    assert received == [
+        {"type": "websocket.send", "text": "hello"},
+        {"type": "websocket.send", "bytes": b"hello"},
+        {"type": "websocket.send", "bytes": b""},
+    ]
 
 
 # --- the set-up ------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class WebSocketConnection(asyncio.Protocol):
             )
         if self.status < 200 and failure is not None:
             raise UpstreamUnreachable("the upstream does not switch as the protocol asks", error="http_upgrade_failed")
-        if self.status == 101:
+        if self.status == 101 and self.end is None:
             self._ping_timer = self.loop.call_later(PING_EVERY, self._ping)
 
     async def read(self) -> bytes:
