@@ -1,19 +1,16 @@
 """The caller's side of a WebSocket, and the relaying between it and the upstream's.
 
-Knows ASGI's messages for WebSockets (https://asgi.readthedocs.io/en/latest/specs/www.html#websocket), what a caller
-offers in a handshake, and which end of one side becomes which end of the other. Knows nothing of authenticators and
-token sources; frames, pings and sockets are the server's business and `_engine._websocket`'s. Imported only where a
-route asks for it, since that needs an extra.
+Knows ASGI's messages for WebSockets (https://asgi.readthedocs.io/en/latest/specs/www.html#websocket), and which end of
+one side becomes which end of the other. Knows nothing of authenticators and token sources; frames, pings and sockets
+are the server's business and `_engine._websocket`'s. Imported only where a route asks for it, since that needs an
+extra.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import logging
-import re
 from collections.abc import Coroutine
 from time import time
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +23,7 @@ from idp_middleware._fields import folded
 from idp_middleware._routes import Origin, ProxyRoute
 from idp_middleware._types import Caller, RawHeaders, Timeout
 from idp_middleware._upstream import RequestBody
+from idp_middleware._websocket_offers import read_handshake
 from idp_middleware.errors import BadRequest, ClientDisconnected
 
 logger = logging.getLogger("idp_middleware")
@@ -40,14 +38,6 @@ MAX_LIFETIME = 3600.0
 
 EXPIRED = Close(4401, "the caller has to authenticate again")
 """4401 is what GraphQL servers close with for the same reason; clients know to come back with a new token."""
-
-BEARER = "idp.bearer"
-"""The subprotocol that brings a token (with a dot and the token in base64url behind it), and by itself the one that is
-chosen where the upstream chooses none: browsers give up on a server that chooses none of what they offer."""
-
-# RFC 6455 section 11.3.4: each is a token (RFC 9110 section 5.6.2).
-_SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 
 class WebSockets:
@@ -80,7 +70,7 @@ class WebSocketExchange:
     """
 
     scope: Scope
-    """The handshake as the GET request that it is, with a token that came as a subprotocol in its usual place."""
+    """The handshake as `Handshake` has it."""
     length: int | None = 0
 
     def __init__(self, client: WebSocketClient, scope: Scope, receive: Receive, send: Send, route: ProxyRoute) -> None:
@@ -90,28 +80,7 @@ class WebSocketExchange:
         self._route = route
         self._coming: asyncio.Task[Message] | None = None
         self._upstream: WebSocketConnection | None = None
-        self._subprotocols: list[str] = []
-        self._otherwise: str | None = None
-        self.scope = {**scope, "method": "GET", "scheme": scope.get("scheme", "ws").replace("ws", "http")}
-        self._read_offers(scope.get("subprotocols") or ())
-
-    def _read_offers(self, offers: Any) -> None:
-        tokens: list[str] = []
-        for offered in offers:
-            if not _SUBPROTOCOL.match(offered):
-                raise BadRequest("malformed Sec-WebSocket-Protocol")
-            if offered == BEARER:
-                self._otherwise = BEARER
-            elif offered.startswith(f"{BEARER}."):
-                tokens.append(offered.removeprefix(f"{BEARER}."))
-            else:
-                self._subprotocols.append(offered)
-        fields: RawHeaders = [field for field in self.scope["headers"] if field[0].lower() != b"sec-websocket-protocol"]
-        if tokens and self._route.websocket_bearer:
-            if len(tokens) > 1 or any(name.lower() == b"authorization" for name, _ in fields):
-                raise BadRequest("more than one token")
-            fields.append((b"authorization", b"Bearer " + _decoded(tokens[0])))
-        self.scope.update(headers=fields, subprotocols=self._subprotocols)
+        self.scope, self._subprotocols, self._otherwise = read_handshake(scope, bearer=route.websocket_bearer)
 
     async def __aenter__(self) -> WebSocketExchange:
         return self
@@ -270,17 +239,6 @@ def lifetime(caller: Caller) -> float:
     if isinstance(expires, (int, float)) and not isinstance(expires, bool):
         return max(0.0, expires - time())
     return MAX_LIFETIME
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        if _BASE64URL.match(text):
-            token = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            if all(0x20 < byte < 0x7F for byte in token):
-                return token
-    except binascii.Error:
-        pass
-    raise BadRequest("malformed token in Sec-WebSocket-Protocol")
 
 
 def _onwards(message: Message) -> Close:

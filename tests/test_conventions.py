@@ -21,7 +21,7 @@ LAYERS = [
     {"_jwks", "_cache", "_introspected"},
     {"_jwt", "_introspection", "_session", "_any_of"},
     {"providers"},
-    {"_answers", "_websocket", "_body_rewriting", "_authorized"},
+    {"_answers", "_websocket", "_websocket_offers", "_body_rewriting", "_authorized"},
     {"_client"},
     {"_middleware"},
     {"fastapi"},

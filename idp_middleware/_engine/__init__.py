@@ -11,6 +11,12 @@ Imports run one way, and each file knows only what stands below it:
     _parser       bytes to a response; no sockets, no clock
     _response     what the caller reads from
     _request      bytes of a request head
+
+Beside it, on the same `_dial`, `_tls` and `_request`, and imported only for routes that take WebSockets:
+
+    _websocket_client    opens WebSocket connections, and knows those that are open
+    _websocket           one of them
+    _websocket_messages  what has arrived on it
 """
 
 from idp_middleware._engine._client import Engine

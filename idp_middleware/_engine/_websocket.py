@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
@@ -21,6 +20,7 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from idp_middleware._engine._dial import reset_on_close
+from idp_middleware._engine._websocket_messages import Messages
 from idp_middleware._types import RawHeaders, Timeout
 from idp_middleware.errors import UpstreamTimeout, UpstreamUnreachable
 
@@ -30,14 +30,8 @@ CLOSE_TIMEOUT = 5.0
 PING_EVERY = 20.0
 """Seconds between pings; an upstream that is silent from one to the next is gone."""
 
-READ_AHEAD = 64 * 1024
-"""Bytes of messages that nobody has fetched; beyond them nothing more is read."""
-
 WRITE_AHEAD = 64 * 1024
 """Bytes that the upstream has not taken; beyond them `drained` waits."""
-
-_PER_MESSAGE = 64
-"""Bytes that a message counts for besides its own: empty ones take space too."""
 
 # At the level DEBUG, websockets logs what each message says.
 _SILENT = logging.Logger("idp_middleware.websockets")
@@ -92,12 +86,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answered: asyncio.Future[None] = loop.create_future()
         self._lost: asyncio.Future[None] = loop.create_future()
-        self._messages: deque[tuple[str | bytes, int]] = deque()
-        self._unread = 0
-        self._partial = bytearray()
-        self._is_text = False
-        self._reader: asyncio.Future[None] | None = None
-        self._paused = False
+        self._messages = Messages(self._pause, self._resume)
         self._writable = asyncio.Event()
         self._writable.set()
         self._heard = True
@@ -142,16 +131,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     async def receive(self) -> str | bytes | None:
         """The next message; None at the end, when `end` says which."""
-        while not self._messages:
-            if self.end is not None:
-                return None
-            self._reader = self.loop.create_future()
-            await self._reader
-        message, size = self._messages.popleft()
-        self._unread -= size
-        if self._unread <= READ_AHEAD:
-            self._resume()
-        return message
+        return await self._messages.get()
 
     def send(self, message: bytes, *, text: bool) -> None:
         """Write a message, unless it is over. Who sends more than one awaits `drained` in between."""
@@ -191,7 +171,6 @@ class WebSocketConnection(asyncio.Protocol):
             self._over(Close(code, reason))
             # Its own Close comes behind whatever else it had to say.
             self._messages.clear()
-            self._resume()
             self._flush()
         elif self.end is None:
             self.abort()
@@ -282,48 +261,34 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _assemble(self, frame: Frame) -> None:
         if frame.opcode is not Opcode.CONT:
-            self._is_text = frame.opcode is Opcode.TEXT
-        self._partial += frame.data
-        if not frame.fin:
-            return
-        data, self._partial = bytes(self._partial), bytearray()
+            self._messages.begin(text=frame.opcode is Opcode.TEXT)
         try:
-            message = data.decode() if self._is_text else data
+            self._messages.add(frame.data, last=frame.fin)
         except UnicodeDecodeError:
             self._protocol.fail(1007, "not UTF-8")
             self._flush()
             self._over(Close(BAD_GATEWAY, "the upstream sent text that is not UTF-8"))
             self._hang_up()
-            return
-        size = len(data) + _PER_MESSAGE
-        self._messages.append((message, size))
-        self._unread += size
-        self._wake()
-        if self._unread > READ_AHEAD and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
 
     def _over(self, end: Close) -> None:
         if self.end is None:
             self.end = end
             if self._ping_timer is not None:
                 self._ping_timer.cancel()
-            self._wake()
+            self._messages.end()
 
-    def _wake(self) -> None:
-        reader, self._reader = self._reader, None
-        if reader is not None and not reader.done():
-            reader.set_result(None)
+    def _pause(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def _resume(self) -> None:
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._heard = True
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
+        # Nothing could be heard meanwhile.
+        self._heard = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def _ping(self) -> None:
-        if not self._heard and not self._paused:
+        if not self._heard and not self._messages.paused:
             self._over(Close(BAD_GATEWAY, "the upstream is silent"))
             self.abort()
             return
