@@ -248,7 +248,9 @@ def _among(choices: Collection[str]) -> str:
 
 
 def _hint(wrong: str, choices: Collection[str]) -> str:
-    close = difflib.get_close_matches(wrong, choices, n=1)
+    # The Python name of an argument ends in what it is called here: `token_source` is `source`.
+    ending = [choice for choice in choices if wrong.endswith(f"_{choice}")]
+    close = ending or difflib.get_close_matches(wrong, choices, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; there is {', '.join(sorted(choices))}" if choices else ""

@@ -37,8 +37,9 @@ def test_every_block_has_a_test():
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch):
-    monkeypatch.setenv("AUTH0_CLIENT_ID", "an-id")
-    monkeypatch.setenv("AUTH0_CLIENT_SECRET", "a-secret")
+    for who in ("AUTH0", "GOOGLE"):
+        monkeypatch.setenv(f"{who}_CLIENT_ID", "an-id")
+        monkeypatch.setenv(f"{who}_CLIENT_SECRET", "a-secret")
 
 
 @pytest.mark.parametrize(("language", "text"), blocks("python"))
