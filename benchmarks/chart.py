@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 880
-LABELS = 360
+WIDTH = 970
+LABELS = 430
 VALUES = 130
 ROW = 30
 BAR = 18
