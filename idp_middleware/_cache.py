@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from time import monotonic, time
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from aiocache import SimpleMemoryCache
 from aiocache.base import BaseCache as BaseCache  # for the annotations of whoever takes one
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from idp_middleware._types import Token
+from idp_middleware._types import Token, _HoldsSecret
 from idp_middleware.errors import ConfigurationError
 
 log = logging.getLogger("idp_middleware.cache")
@@ -34,7 +35,7 @@ _VERSION = "2"
 """Of the key and of what is stored under it: another version finds nothing, rather than something it misreads."""
 
 
-class TokenCache:
+class TokenCache(_HoldsSecret):
     """Tokens in an aiocache backend.
 
     Args:
@@ -46,6 +47,8 @@ class TokenCache:
     Raises:
         ConfigurationError: no usable keys.
     """
+
+    __slots__ = ("_backend", "_fernet", "_log_again_at", "_owned", "_resting_until")
 
     def __init__(self, backend: BaseCache, *, encryption_keys: Sequence[str] | Sequence[bytes] = ()) -> None:
         if not isinstance(backend, BaseCache):
@@ -200,10 +203,12 @@ def _redis(url: str) -> BaseCache:
         raise ConfigurationError("needs the extra: pip install 'idp-middleware[redis]'", key="url") from None
     # Older redis-py does not check the host name unless told to.
     tls = {"ssl_check_hostname": True} if url.startswith("rediss://") else {}
-    try:
+    pool = None
+    with suppress(ValueError):
         pool = ConnectionPool.from_url(url, **tls)
-    except ValueError:
-        raise ConfigurationError("is not a valid Redis URL", key="url") from None
+    if pool is None:
+        # Not from within an `except`: what was wrong quotes what may be the password.
+        raise ConfigurationError("is not a valid Redis URL", key="url")
 
     class Redis(RedisCache):  # type: ignore[misc]
         """Without the commands that aiocache 0.12 uses although redis-py has deprecated them."""

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import httpx
 
-from idp_middleware._types import Timeout
+from idp_middleware._types import KEPT_WHOLE, Timeout, _HoldsSecret
 from idp_middleware.errors import (
     ConfigurationError,
     IdPError,
@@ -36,12 +36,13 @@ DEFAULT_TIMEOUT = Timeout(connect=5.0, read=10.0, write=10.0, pool=10.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(_HoldsSecret):
     """A whole answer of an identity provider; its body may hold secrets, so the repr shows none of it."""
 
     status: int
     headers: httpx.Headers = field(repr=False)
     body: bytes = field(repr=False)
+    _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
 
     def json(self) -> dict[str, Any]:
         """The JSON object in the body, whatever the content type says.

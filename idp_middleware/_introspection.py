@@ -6,7 +6,6 @@ Asks, and remembers the answer for a short while; `_introspected` judges it. Kno
 from __future__ import annotations
 
 import asyncio
-import base64
 import copy
 import re
 import time
@@ -16,7 +15,6 @@ from functools import partial
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
-from urllib.parse import quote_plus
 
 from starlette.requests import HTTPConnection
 
@@ -33,6 +31,7 @@ from idp_middleware.errors import (
     NotMine,
     TokenSourceUnavailable,
 )
+from idp_middleware.sources._client_auth import ClientAuth
 from idp_middleware.sources._patient import PatientClient
 
 # All times are in seconds.
@@ -107,8 +106,12 @@ class IntrospectionAuthenticator(_HoldsSecret):
         if type(max_age) not in (int, float) or not 0 <= max_age <= MAX_MAX_AGE:
             raise ConfigurationError(f"must be 0 to {MAX_MAX_AGE:.0f} seconds", key="max_age")
         self._url = introspection_url
-        self._client_id = text(client_id, "client_id")
-        self._authorization = _basic(client_id, text(client_secret, "client_secret"))
+        self._auth = ClientAuth(
+            client_id=text(client_id, "client_id"),
+            client_secret=text(client_secret, "client_secret"),
+            client_auth="basic",
+            audience=introspection_url,
+        )
         if audience is not None:
             audience = string_set((audience,) if isinstance(audience, str) else audience, "audience")
         self._policy = AnswerPolicy(issuer, audience, check_leeway(leeway))
@@ -126,7 +129,7 @@ class IntrospectionAuthenticator(_HoldsSecret):
         self._flights: dict[bytes, asyncio.Task[Caller | IdPError]] = {}
 
     def __repr__(self) -> str:
-        return f"IntrospectionAuthenticator(introspection_url={self._url!r}, client_id={self._client_id!r})"
+        return f"IntrospectionAuthenticator(introspection_url={self._url!r}, client_id={self._auth.client_id!r})"
 
     async def authenticate(self, conn: HTTPConnection) -> Caller:
         """The caller that the request's token speaks for.
@@ -208,7 +211,7 @@ class IntrospectionAuthenticator(_HoldsSecret):
             answer = await client.request(
                 "POST",
                 self._url,
-                headers={"authorization": self._authorization},
+                headers=self._auth.headers(),
                 form={"token": token, "token_type_hint": "access_token"},
             )
             said = read_answer(answer)
@@ -228,12 +231,6 @@ class IntrospectionAuthenticator(_HoldsSecret):
         )
         _put(self._accepted, digest, _Accepted(caller, now, min(expires, now + self._max_age)))
         return caller
-
-
-def _basic(client_id: str, client_secret: str) -> str:
-    # Both form-encoded first (RFC 6749 section 2.3.1), or a colon in the id would be read as the end of it.
-    pair = f"{quote_plus(client_id)}:{quote_plus(client_secret)}"
-    return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
 def _put(store: OrderedDict[bytes, _T], digest: bytes, value: _T) -> None:

@@ -28,7 +28,7 @@ from idp_middleware._rules import (
     strings,
 )
 from idp_middleware._signing import Instance, Sign
-from idp_middleware._types import Timeout, Token, TokenSource, TokenSourceLike
+from idp_middleware._types import KEPT_WHOLE, Timeout, Token, TokenSource, TokenSourceLike, _HoldsSecret
 from idp_middleware.errors import (
     BadRequest,
     CallerForbidden,
@@ -63,8 +63,8 @@ class Origin(NamedTuple):
     authority: bytes
 
 
-@dataclass(frozen=True)
-class ProxyRoute:
+@dataclass(frozen=True, slots=True, repr=False)
+class ProxyRoute(_HoldsSecret):
     """One entry of the route map: an upstream, the source of its tokens, and what a caller may do there.
 
     Args:
@@ -148,6 +148,7 @@ class ProxyRoute:
     """Whether a request has to be made for its token: see `_signing.tailored`."""
     _allowed_path: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
     _instances: dict[str, ProxyRoute] = field(init=False, repr=False, compare=False)
+    _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         upstream = self.upstream
@@ -203,6 +204,11 @@ class ProxyRoute:
             raise ConfigurationError("is for a route with websocket only", key="websocket_bearer")
         if getattr(self.source, "needs_connection", False) and not self.connection:
             raise ConfigurationError(f"{type(self.source).__name__} needs to know which connection", key="connection")
+
+    def __repr__(self) -> str:
+        # Header fields and the query of a base URL may be an API's keys.
+        upstream = self.upstream.partition("?")[0]
+        return f"ProxyRoute({upstream!r}, connection={self.connection!r}, name={self.name!r})"
 
     def at(self, token: Token) -> ProxyRoute:
         """This route at the server that `token` is for.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeAlias
 
 from starlette.requests import HTTPConnection
 
@@ -22,7 +22,10 @@ RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 
 
 class _HoldsSecret:
-    """Values with a secret inside stay in this process: no pickle, and copies are the value itself."""
+    """Values with a secret inside stay in this process: no pickle, and copies are the value itself.
+
+    A dataclass has a field with `KEPT_WHOLE` besides.
+    """
 
     __slots__ = ()
 
@@ -34,6 +37,17 @@ class _HoldsSecret:
 
     def __deepcopy__(self, memo: object) -> Any:
         return self
+
+
+class _Whole:
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise TypeError("holds a secret and is not taken to pieces; ask for what you need by its name")
+
+
+KEPT_WHOLE: Final = _Whole()
+"""As a field, what `dataclasses.asdict` fails at, and so does what uses that (FastAPI's encoder)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,7 @@ class Caller(_HoldsSecret):
     claims: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     credential: str | None = field(default=None, repr=False)
     account: str | None = None
+    _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
 
     @property
     def issuer(self) -> str:
@@ -74,6 +89,7 @@ class Token(_HoldsSecret):
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
     authorization: bytes = field(init=False, repr=False, compare=False)
     """The `Authorization` value it is sent as, made once."""
+    _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Both become a header field; a line break in one would become a second field.

@@ -12,7 +12,7 @@ from time import time
 from typing import Any, Final, Unpack
 
 from idp_middleware._idp_http import DEFAULT_TIMEOUT
-from idp_middleware._types import Token, _HoldsSecret
+from idp_middleware._types import KEPT_WHOLE, Token, _HoldsSecret
 from idp_middleware.errors import ConfigurationError, ReconnectRequired
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token
 
@@ -46,6 +46,7 @@ class ProviderRefresh(_HoldsSecret):
     client_id: str
     client_secret: str = field(repr=False)
     client_auth: str = "post"
+    _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
 
 
 class Refreshing(_HoldsSecret):

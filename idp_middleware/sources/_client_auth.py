@@ -44,6 +44,9 @@ class ClientAuth(_HoldsSecret):
         ConfigurationError: naming the argument at fault.
     """
 
+    # Without a `__dict__`, for who writes out all that `vars` gives.
+    __slots__ = ("_algorithm", "_audience", "_basic", "_header", "_key", "_secret", "client_id")
+
     def __init__(
         self,
         *,

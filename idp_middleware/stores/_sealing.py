@@ -14,6 +14,7 @@ from typing import Final
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from idp_middleware._types import _HoldsSecret
 from idp_middleware.errors import ConfigurationError, TokenSourceFailed
 from idp_middleware.stores._values import Claim, Entry, StoredToken, TokenKey
 
@@ -21,8 +22,10 @@ _VERSION: Final = "1"
 """Of the digests and of what is sealed."""
 
 
-class Vault:
+class Vault(_HoldsSecret):
     """Seals and opens entries with Fernet keys: the first encrypts, all of them decrypt."""
+
+    __slots__ = ("_fernet",)
 
     def __init__(self, encryption_keys: Sequence[str] | Sequence[bytes]) -> None:
         if isinstance(encryption_keys, (str, bytes)):
@@ -53,7 +56,7 @@ class Vault:
             # no associated data to say where a value belongs.
             "name": self.name(entry.key),
             "account": entry.key.account,
-            "token": {field.name: getattr(token, field.name) for field in fields(token)}
+            "token": {field.name: getattr(token, field.name) for field in fields(token) if field.init}
             | {"scopes": sorted(token.scopes), "extra": dict(token.extra)},
             "stored_at": entry.stored_at,
             "claim": None if entry.claim is None else asdict(entry.claim),

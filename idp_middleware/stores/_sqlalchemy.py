@@ -45,24 +45,20 @@ class SQLAlchemyTokenStore(_HoldsSecret):
         ConfigurationError: no usable keys, not such a URL, or the extra is not installed.
     """
 
+    # Without a `__dict__`, for who writes out all that `vars` gives: an engine has its password in its.
+    __slots__ = ("_engine", "_owned", "_rows", "_sql", "_there", "_vault", "metadata")
+
     def __init__(self, engine: AsyncEngine | str, *, encryption_keys: Sequence[str] | Sequence[bytes]) -> None:
         self._vault = Vault(encryption_keys)
         try:
             import sqlalchemy
-            from sqlalchemy.ext.asyncio import create_async_engine
         except ImportError:
             raise ConfigurationError(
                 "needs the extra: pip install 'idp-middleware[sqlalchemy]'", key="engine"
             ) from None
         self._sql = sqlalchemy
         self._owned = isinstance(engine, str)
-        try:
-            # No message holds the URL: there may be a password in it.
-            self._engine = create_async_engine(engine, pool_pre_ping=True) if isinstance(engine, str) else engine
-        except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.InvalidRequestError):
-            raise ConfigurationError("is not the URL of a database with an asyncio driver", key="engine") from None
-        except ImportError as exc:
-            raise ConfigurationError(f"needs the driver {exc.name}", key="engine") from None
+        self._engine: AsyncEngine = _engine(engine, sqlalchemy.exc) if isinstance(engine, str) else engine
         self.metadata = sqlalchemy.MetaData()
         self._rows = sqlalchemy.Table(
             _TABLE,
@@ -129,7 +125,9 @@ class SQLAlchemyTokenStore(_HoldsSecret):
             await self._engine.dispose()
 
     def __repr__(self) -> str:
-        return f"SQLAlchemyTokenStore({self._engine.url.render_as_string(hide_password=True)!r})"
+        # A query may have a password, too.
+        url = self._engine.url.set(query={})
+        return f"SQLAlchemyTokenStore({url.render_as_string(hide_password=True)!r})"
 
     def _which(self, key: TokenKey) -> list[Any]:
         which: list[Any] = [self._rows.c.owner == self._vault.owner(key)]
@@ -160,3 +158,18 @@ class SQLAlchemyTokenStore(_HoldsSecret):
                 if not again:
                     raise
         self._there = True
+
+
+def _engine(url: str, exc: Any) -> AsyncEngine:
+    """Raises `ConfigurationError`, which does not hold the URL: there may be a password in it."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    wrong = "is not the URL of a database with an asyncio driver"
+    try:
+        return create_async_engine(url, pool_pre_ping=True)
+    except (exc.ArgumentError, exc.InvalidRequestError, ValueError):
+        pass
+    except ImportError as missing:
+        wrong = f"needs the driver {missing.name}"
+    # Not from within an `except`: what was wrong quotes parts of the URL.
+    raise ConfigurationError(wrong, key="engine")

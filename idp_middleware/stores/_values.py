@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from idp_middleware._types import Token, _HoldsSecret
+from idp_middleware._types import KEPT_WHOLE, Token, _HoldsSecret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,7 @@ class StoredToken(_HoldsSecret):
     scopes: Collection[str] = frozenset()
     type: str = "Bearer"
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         Token(self.access_token, type=self.type)
@@ -84,6 +85,7 @@ class Entry(_HoldsSecret):
     stored_at: float
     claim: Claim | None = None
     withdrawn: bool = False
+    _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
 
 
 class TokenStore(Protocol):
