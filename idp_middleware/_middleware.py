@@ -71,7 +71,7 @@ class IdPMiddleware:
         routes: name → `ProxyRoute`; a request for `{prefix}/{name}/…` goes to that route.
         authenticator: an `Authenticator`, or an async function from a connection to a `Caller`.
         prefix: the path that everything of ours is under; compared with the raw path, byte for byte.
-        transport: any httpx transport, in place of the built-in HTTP/1.1 engine.
+        transport: any httpx transport, in place of the built-in HTTP/1.1 engine; WebSockets go past it.
         cache: a `TokenCache`, or an aiocache backend in memory; default in process.
         on_error: makes the answer for an error of `errors`; default `problem_response`.
 

@@ -82,11 +82,13 @@ class ProxyRoute(_HoldsSecret):
         headers: fields set on each upstream request, whatever the caller sent.
         default_headers: fields added where the caller sent none.
         timeout: bounds on waiting for the upstream.
-        max_body: largest request body in bytes; None streams any size.
+        max_body: largest request body in bytes; None streams any size. Also of each message from a caller's WebSocket,
+            where 16 MiB are the default.
         cookies: names of the caller's cookies that go to the upstream; the others, and by default all, stay here.
         forwarded: for where only trusted proxies can reach the app: pass on their `X-Forwarded-For`, with our peer
             added, and `X-Forwarded-Proto` and `-Host`. By default none are passed on, and none added.
-        websocket: relay WebSockets too; each lives until the caller's token expires. Needs the extra `websocket`.
+        websocket: relay WebSockets too, message by message as they are. Each lives until the caller's token expires, or
+            for an hour where nobody knows when that is, and is then closed with 4401. Needs the extra `websocket`.
         websocket_bearer: for browsers, which can't set `Authorization` on a WebSocket: take the caller's token as an
             offered subprotocol too, `idp.bearer.` and the token in base64url (offer `idp.bearer` beside it).
         rewrite_bodies: for clients that follow URLs from bodies, or check their host: put ours in place of the base URL
