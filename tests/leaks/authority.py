@@ -38,6 +38,7 @@ def seeded() -> Canaries:
     for user in USERS:
         canaries.make(f"{user}'s provider token", prefix="gho_")
         canaries.make(f"{user}'s second provider token", prefix="gho_")
+        canaries.make(f"{user}'s token secret")
         canaries.make(f"{user}'s refresh token")
         canaries.make(f"{user}'s second refresh token")
         canaries.make(f"{user}'s refresh token at the identity provider")
@@ -124,7 +125,13 @@ class Authority(Auth0):
         )
 
     def _identity(self, user: str, number: int) -> Identity:
-        return Identity("github", str(number), access_token=self.provider_token(user))
+        return Identity(
+            "github",
+            str(number),
+            access_token=self.provider_token(user),
+            access_token_secret=self._canaries.of(user, "token secret"),
+            refresh_token=self._canaries.of(user, "refresh token"),
+        )
 
 
 def everything_of(request: RecordedRequest) -> str:

@@ -22,7 +22,8 @@ import httpx
 from idp_middleware import IdPMiddleware, Token, TokenCache
 from idp_middleware._middleware import problem_response
 from idp_middleware.stores import SQLiteTokenStore
-from tests.leaks.scenarios import BIG, reply, with_route
+from tests.leaks.scenarios.calls import BIG
+from tests.leaks.scenarios.parts import reply, with_route
 from tests.leaks.sinks import FILES
 from tests.leaks.world import World
 

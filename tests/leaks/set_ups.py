@@ -18,6 +18,7 @@ from idp_middleware import (
     SessionAuthenticator,
     Timeout,
     TokenCache,
+    providers,
     sources,
 )
 from idp_middleware.stores import SQLiteTokenStore, StoredToken, TokenKey
@@ -75,6 +76,32 @@ def client(world: World) -> dict[str, Any]:
 
 def management(world: World) -> dict[str, Any]:
     return gateway(world, sources.Auth0Management(base_url=world.idp_url, **client(world)))
+
+
+def management_that_refreshes(world: World) -> dict[str, Any]:
+    """At the provider, with the refresh tokens that the profile has."""
+    credentials = client(world)
+    at_provider = sources.ProviderRefresh(
+        connection="github",
+        token_url=world.idp_url + REFRESH,
+        client_id=CLIENT_ID,
+        client_secret=world.canaries["client secret"],
+    )
+    return gateway(world, sources.Auth0Management(base_url=world.idp_url, refresh=[at_provider], **credentials))
+
+
+def signed(world: World) -> dict[str, Any]:
+    """Requests signed with secrets that are not sent: the app's, and the user's."""
+    arguments = management(world)
+    route = providers.x_oauth1(
+        token_source=arguments["routes"]["github"].source,
+        consumer_key="the-app",
+        consumer_secret=world.canaries["client secret"],
+        upstream=world.api_url,
+        connection="github",
+        timeout=patience(world),
+    )
+    return arguments | {"routes": {"github": route}}
 
 
 def vault(world: World) -> dict[str, Any]:
@@ -196,6 +223,14 @@ SET_UPS = {
     set_up.name: set_up
     for set_up in (
         SetUp("management", management, _with_token, asked=MANAGEMENT),
+        SetUp(
+            "management that refreshes",
+            management_that_refreshes,
+            _with_token,
+            serves=("{user}'s second provider token",),
+            asked=MANAGEMENT | {REFRESH: ("client secret", "{user}'s refresh token")},
+        ),
+        SetUp("signed", signed, _with_token, scheme="OAuth", asked=MANAGEMENT),
         SetUp("vault", vault, _with_token, asked={"/oauth/token": SECRET_AND_TOKEN}),
         SetUp(
             "vault with refresh tokens",

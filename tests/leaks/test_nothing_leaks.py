@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.leaks.canaries import ENCODINGS
-from tests.leaks.scenarios import SCENARIOS, Scenario
+from tests.leaks.scenarios.table import SCENARIOS, Scenario
 from tests.leaks.set_ups import SET_UPS
 from tests.leaks.sinks import SINKS
 from tests.leaks.world import Leak, world

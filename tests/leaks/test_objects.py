@@ -36,7 +36,7 @@ from idp_middleware.sources._token_endpoint import TokenEndpoint
 from idp_middleware.stores import Claim, Entry, SQLAlchemyTokenStore, SQLiteTokenStore, StoredToken, TokenKey
 from tests.leaks.authority import AUDIENCE, USERS, seeded
 from tests.leaks.canaries import Canaries
-from tests.leaks.scenarios import goes_through, refused_and_renewed
+from tests.leaks.scenarios.outcomes import goes_through, refused_and_renewed
 from tests.leaks.set_ups import SET_UPS
 from tests.leaks.ways import WAYS, told
 from tests.leaks.world import world

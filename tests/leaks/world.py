@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from aiocache import SimpleMemoryCache
 from starlette.requests import HTTPConnection
@@ -44,14 +45,15 @@ class SetUp:
     """One way to configure the gateway, and which secret goes where in it.
 
     `make` gives the arguments of `IdPMiddleware`; `credentials` the header lines that a user sends. `serves` names the
-    tokens of a user that the upstream gets, and `asked` what the identity provider gets, by path. `around` are ASGI
-    middlewares outside of ours.
+    tokens of a user that the upstream gets, with `scheme`, and `asked` what the identity provider gets, by path.
+    `around` are ASGI middlewares outside of ours.
     """
 
     name: str
     make: Callable[[World], dict[str, Any]]
     credentials: Callable[[World, str], list[str]]
     serves: tuple[str, ...] = ("{user}'s provider token", "{user}'s second provider token")
+    scheme: str = "Bearer"
     asked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     around: Callable[[World, Any], Any] = lambda world, app: app
     comes_back: tuple[str, ...] = ()
@@ -185,14 +187,19 @@ class World:
             named = fields(head)
             sent = [value for name, value in named if name == b"authorization"]
             (user,) = [value.decode() for name, value in named if name == b"x-for"]
-            right = {
-                b"Bearer " + self.canaries[name].encode()
-                for name in self._named(self.set_up.serves, user)
-                if name in self.canaries
-            }
-            if len(sent) == 1 and sent[0] in right:
-                rest = rest.replace(head, head.replace(sent[0], b"", 1), 1)
+            right = [self.canaries[name] for name in self._named(self.set_up.serves, user) if name in self.canaries]
+            if len(sent) == 1:
+                rest = rest.replace(head, head.replace(sent[0], self._less(sent[0], right), 1), 1)
         self.sinks.put("the upstream", rest, belongs=self._allowed("the upstream", {"API key of the route"}))
+
+    def _less(self, sent: bytes, right: list[str]) -> bytes:
+        """What an `Authorization` has in it besides the one token that it should have."""
+        if self.set_up.scheme == "OAuth":
+            # RFC 5849 section 3.5.1.
+            for token in right:
+                sent = sent.replace(f'oauth_token="{quote(token, safe="~")}"'.encode(), b"", 1)
+            return sent
+        return b"" if sent in {f"{self.set_up.scheme} {token}".encode() for token in right} else sent
 
     def _learn_the_management_tokens(self) -> None:
         held = [
@@ -238,12 +245,29 @@ def the_app_behind(sinks: Sinks) -> Any:
                 if message["type"] == "lifespan.shutdown":
                     return
         sinks.put("the app behind", repr(scope), belongs=IN_REPORTS)
+        if scope["path"] == "/own":
+            await client_of_its_own(scope, sinks)
         if scope["type"] == "http":
             told = repr({name: value for name, value in scope.items() if name != "headers"}).encode()
             await send({"type": "http.response.start", "status": 299, "headers": []})
             await send({"type": "http.response.body", "body": told})
 
     return app
+
+
+async def client_of_its_own(scope: Any, sinks: Sinks) -> None:
+    """The app asks the upstream itself, and looks at all that it gets: the answer, the request, or an error."""
+    middleware = scope["idp_middleware"]
+    caller = await middleware.authenticate(HTTPConnection(scope))
+    (user,) = (value for name, value in scope["headers"] if name == b"x-for")
+    client = middleware.client("github", caller)
+    sinks.put("the app behind", f"{client!r} {vars(client)!r}", belongs=IN_REPORTS)
+    try:
+        answer = await client.post("/user", headers={"x-for": user.decode()}, content=b"its own")
+        told = [answer, vars(answer), answer.headers.raw, answer.request, answer.request.headers.raw, answer.content]
+        sinks.put("the app behind", repr(told), belongs=IN_REPORTS)
+    except Exception as exc:
+        sinks.put("error reports", report(exc), belongs=IN_REPORTS)
 
 
 @contextmanager
