@@ -117,12 +117,12 @@ async def _client_credentials(source: ClientCredentials) -> str:
 async def _upstream(upstream: Upstream, route: ProxyRoute) -> str:
     """Any answer counts: without a token, most can only refuse."""
     if route.instance is not None:
-        return f"{route.upstream} is another server for each user, so there is none to reach"
+        return f"{route.address} is another server for each user, so there is none to reach"
     response = await upstream.send(
         route.origin, b"HEAD", route.target(b"", b""), list(route.fallback_headers), None, route.timeout
     )
     await response.aclose()
-    return f"{route.upstream} answers ({response.status})"
+    return f"{route.address} answers ({response.status})"
 
 
 async def _cache(cache: TokenCache) -> str:

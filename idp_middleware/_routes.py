@@ -207,10 +207,13 @@ class ProxyRoute(_HoldsSecret):
         if getattr(self.source, "needs_connection", False) and not self.connection:
             raise ConfigurationError(f"{type(self.source).__name__} needs to know which connection", key="connection")
 
+    @property
+    def address(self) -> str:
+        """The base URL as it may be shown: without its query, which may hold a key."""
+        return self.upstream.partition("?")[0]
+
     def __repr__(self) -> str:
-        # Header fields and the query of a base URL may be an API's keys.
-        upstream = self.upstream.partition("?")[0]
-        return f"ProxyRoute({upstream!r}, connection={self.connection!r}, name={self.name!r})"
+        return f"ProxyRoute({self.address!r}, connection={self.connection!r}, name={self.name!r})"
 
     def at(self, token: Token) -> ProxyRoute:
         """This route at the server that `token` is for.

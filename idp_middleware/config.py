@@ -19,6 +19,7 @@ from idp_middleware._introspection import IntrospectionAuthenticator
 from idp_middleware._jwt import JWTAuthenticator
 from idp_middleware._routes import ProxyRoute, RouteMap
 from idp_middleware._session import SessionAuthenticator
+from idp_middleware._traces import forget_details
 from idp_middleware._types import Authenticator, TokenSource
 from idp_middleware.errors import ConfigurationError
 from idp_middleware.providers import PRESETS
@@ -83,6 +84,15 @@ def read_config(path: str | os.PathLike[str]) -> Config:
     A source that no route uses is a warning in the log, not an error: it can do no harm, and a route that is commented
     out for an hour should not need its source commented out too.
     """
+    try:
+        return _read(path)
+    except ConfigurationError as exc:
+        # On its way, it has passed the values of the environment's variables.
+        forget_details(exc)
+        raise
+
+
+def _read(path: str | os.PathLike[str]) -> Config:
     file = ConfigFile(path)
     top = file.top()
     prefix = top.take("prefix", str, "/idp")
