@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 import logging
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pytest
 
 from idp_middleware import IdPMiddleware, Token, TokenCache
 from idp_middleware._middleware import problem_response
 from idp_middleware.stores import SQLiteTokenStore
 from tests.leaks.scenarios.calls import BIG
 from tests.leaks.scenarios.parts import reply, with_route
+from tests.leaks.set_ups import SET_UPS
 from tests.leaks.sinks import FILES
-from tests.leaks.world import World
+from tests.leaks.world import World, world
 
 logger = logging.getLogger("leaky")
 
@@ -45,6 +49,19 @@ class Planted:
     options: Mapping[str, Any] = field(default_factory=dict)
     set_up: str = "management"
     run: Callable[[World], Any] = lambda world: world.ask("GET", "/idp/github/user")
+
+
+def found(
+    leak: Planted, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> set[tuple[str, str]]:
+    """Canary and sink, for all that a leak has come out by."""
+    monkeypatch.chdir(folder)
+    with world(SET_UPS[leak.set_up], folder, **leak.options) as made:
+        leak.run(made)
+        # A task that failed is told of when it is let go of.
+        gc.collect()
+    made.sinks.put("the output", "".join(capfd.readouterr()))
+    return {(each.canary, each.sink) for each in made.leaks()}
 
 
 LEAKS: dict[str, Planted] = {}
@@ -423,13 +440,8 @@ planted(
 )
 planted(
     "the token store in the clear",
-    (TOKEN, FILES),
     ("alice's second provider token", FILES),
-    ("alice's refresh token", FILES),
     ("alice's second refresh token", FILES),
-    # It puts in both users' before it is first asked.
-    ("bob's provider token", FILES),
-    ("bob's refresh token", FILES),
     set_up="refresh token",
     change=plain_store,
 )

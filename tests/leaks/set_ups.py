@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -21,7 +22,7 @@ from idp_middleware import (
     providers,
     sources,
 )
-from idp_middleware.stores import SQLiteTokenStore, StoredToken, TokenKey
+from idp_middleware.stores import SQLAlchemyTokenStore, SQLiteTokenStore, StoredToken, TokenKey
 from idp_middleware.testing import signing_key
 from tests.leaks.authority import AUDIENCE, CLIENT_ID, EXCHANGE, INTROSPECT, REALM, REFRESH, USERS
 from tests.leaks.world import API_KEY_FIELD, SetUp, World
@@ -163,32 +164,34 @@ def pass_through(world: World) -> dict[str, Any]:
     return gateway(world, sources.PassThrough())
 
 
-class Filled(SQLiteTokenStore):
-    """A store in which users' tokens are that have to be refreshed."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(world.folder / "tokens.db", encryption_keys=[world.canaries["encryption key"]])
-        self._world: World | None = world
-
-    async def get(self, key: TokenKey) -> Any:
-        world, self._world = self._world, None
-        for user in USERS if world else ():
-            token = StoredToken(
+async def connect(world: World, store: SQLiteTokenStore | SQLAlchemyTokenStore) -> None:
+    """Put in what the app has got from both users' logins, which has to be refreshed by now."""
+    for user in USERS:
+        await store.put(
+            TokenKey(issuer=world.authority.issuer, subject=world.authority.subject(user), connection="github"),
+            StoredToken(
                 access_token=world.canaries.of(user, "provider token"),
                 refresh_token=world.canaries.of(user, "refresh token"),
                 expires_at=1.0,
-            )
-            await self.put(
-                TokenKey(issuer=world.authority.issuer, subject=world.authority.subject(user), connection="github"),
-                token,
-            )
-        return await super().get(key)
+            ),
+        )
+    await store.aclose()
 
 
-def refresh_token(world: World) -> dict[str, Any]:
-    url = world.idp_url + REFRESH
-    store = Filled(world)
-    return gateway(world, sources.RefreshToken(store=store, token_url=url, reuse_is_fatal=False, **client(world)))
+def refresh_token(kind: Any, url: str = "") -> Any:
+    def make(world: World) -> dict[str, Any]:
+        path, keys = f"{url}{world.folder / 'tokens.db'}", [world.canaries["encryption key"]]
+        asyncio.run(connect(world, kind(path, encryption_keys=keys)))
+        source = sources.RefreshToken(
+            store=path,
+            encryption_keys=keys,
+            token_url=world.idp_url + REFRESH,
+            reuse_is_fatal=False,
+            **client(world),
+        )
+        return gateway(world, source)
+
+    return make
 
 
 def introspection(world: World) -> dict[str, Any]:
@@ -217,6 +220,8 @@ def _in_a_session(world: World, app: Any) -> Any:
 
 MANAGEMENT = {"/oauth/token": ("client secret",)}
 SECRET_AND_TOKEN = ("client secret", "{user}'s token")
+REFRESHED = ("{user}'s second provider token",)
+REFRESHING = {REFRESH: ("client secret", "{user}'s refresh token", "{user}'s second refresh token")}
 APPS_OWN = ("the app's own token",)
 
 SET_UPS = {
@@ -252,12 +257,13 @@ SET_UPS = {
         ),
         SetUp("static", static, _with_token, serves=APPS_OWN),
         SetUp("pass through", pass_through, _with_token, serves=("{user}'s token",)),
+        SetUp("refresh token", refresh_token(SQLiteTokenStore), _with_token, serves=REFRESHED, asked=REFRESHING),
         SetUp(
-            "refresh token",
-            refresh_token,
+            "refresh token in a database",
+            refresh_token(SQLAlchemyTokenStore, "sqlite+aiosqlite:///"),
             _with_token,
-            serves=("{user}'s second provider token",),
-            asked={REFRESH: ("client secret", "{user}'s refresh token", "{user}'s second refresh token")},
+            serves=REFRESHED,
+            asked=REFRESHING,
         ),
         SetUp(
             "introspection",

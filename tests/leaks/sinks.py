@@ -109,7 +109,11 @@ def report(error: BaseException) -> str:
     """What an error reporter makes of an exception: the traceback with all local variables, and of the exceptions
     behind it, also those that a traceback leaves out, what they say and hold.
     """
-    lines = list(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    lines: list[str] = []
+    with suppress(Exception):
+        # Python 3.11 gives up at an object whose constructor was not done.
+        lines += traceback.TracebackException.from_exception(error, capture_locals=True).format()
+    lines += _variables(error)
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:
@@ -122,6 +126,19 @@ def report(error: BaseException) -> str:
             lines.append(pickle.dumps(each).decode("latin-1"))
         pending += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
     return "\n".join(lines)
+
+
+def _variables(error: BaseException) -> Iterator[str]:
+    """As reporters take them down that know such objects; along with what is reported beside an exception."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        for frame, _ in traceback.walk_tb(each.__traceback__):
+            for name, value in frame.f_locals.items():
+                with suppress(Exception):
+                    yield f"{name} = {value!r}"
+        each = each.__cause__ if each.__suppress_context__ else each.__context__
 
 
 def files_under(folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -22,11 +22,11 @@ from idp_middleware._cli import main
 from idp_middleware._demo.app import CLIENT_SECRET
 from idp_middleware.config import load_config
 from idp_middleware.errors import ConfigurationError
-from idp_middleware.stores import SQLiteTokenStore, StoredToken, TokenKey
+from idp_middleware.stores import SQLiteTokenStore
 from idp_middleware.testing import serve
 from tests.leaks.authority import USERS, Authority, repeating, repeating_as_code, seeded
 from tests.leaks.scenarios.parts import always, hang_up_after
-from tests.leaks.set_ups import SET_UPS
+from tests.leaks.set_ups import SET_UPS, connect
 from tests.leaks.sinks import FILES, Sinks, Tap, files_under, report
 from tests.leaks.world import World
 from tests.stack import eventually, free_port, raw_upstream
@@ -231,21 +231,6 @@ def _answers(outside: World) -> bool:
         return False
 
 
-async def connect(outside: World) -> None:
-    """Both users' tokens, as the app keeps them after a login; they have to be refreshed."""
-    store = SQLiteTokenStore("tokens.db", encryption_keys=[outside.canaries["encryption key"]])
-    for user in USERS:
-        await store.put(
-            TokenKey(issuer=outside.authority.issuer, subject=outside.authority.subject(user), connection="github"),
-            StoredToken(
-                access_token=outside.canaries.of(user, "provider token"),
-                refresh_token=outside.canaries.of(user, "refresh token"),
-                expires_at=1.0,
-            ),
-        )
-    await store.aclose()
-
-
 def kill(process: subprocess.Popen[bytes]) -> None:
     """As the kernel does when memory is short: without a word, workers first."""
     if process.poll() is None:
@@ -260,7 +245,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lo
 @needs_proc
 def test_a_killed_worker_leaves_no_secret_behind(outside: World, tmp_path: Path) -> None:
     """Not in the token store, its log of writes, the shared cache's dump and journal, or any other file."""
-    asyncio.run(connect(outside))
+    asyncio.run(connect(outside, SQLiteTokenStore("tokens.db", encryption_keys=[outside.canaries["encryption key"]])))
     redis = tmp_path / "redis"
     redis.mkdir()
     # Uncompressed, so that there is something to be read.
@@ -295,7 +280,7 @@ def test_a_killed_worker_leaves_no_secret_behind(outside: World, tmp_path: Path)
 @needs_proc
 def test_a_gateway_says_no_secret_while_it_serves_fails_and_ends(outside: World) -> None:
     """With Python and asyncio in debug mode, an upstream that breaks off, and one that can't be reached."""
-    asyncio.run(connect(outside))
+    asyncio.run(connect(outside, SQLiteTokenStore("tokens.db", encryption_keys=[outside.canaries["encryption key"]])))
     written(outside, redis=free_port())
     with gateway(outside) as process:
         assert outside.ask().status == 200

@@ -222,15 +222,16 @@ class World:
 class Reporter:
     """What an error reporter's ASGI middleware does: report what an app lets through, and let it through."""
 
-    def __init__(self, app: Any, sinks: Sinks) -> None:
+    def __init__(self, app: Any, sinks: Sinks, belongs: frozenset[str]) -> None:
         self.app = app
         self._sinks = sinks
+        self._belongs = belongs
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await self.app(scope, receive, send)
         except Exception as exc:
-            self._sinks.put("error reports", report(exc), belongs=IN_REPORTS)
+            self._sinks.put("error reports", report(exc), belongs=self._belongs)
             raise
 
 
@@ -280,18 +281,20 @@ def world(
     uvicorn: Mapping[str, Any] | None = None,
     level: int = logging.DEBUG,
     patience: float = 10.0,
+    in_reports: frozenset[str] = IN_REPORTS,
     change: Callable[[World, dict[str, Any]], dict[str, Any]] = lambda world, arguments: arguments,
 ) -> Iterator[World]:
     """A world that is running; at the end, everything that left the process is in its sinks.
 
-    `middleware` makes the middleware, `change` changes its arguments, `wrap` puts something around it.
+    `middleware` makes the middleware, `change` changes its arguments, `wrap` puts something around it. `in_reports` are
+    those canaries that may be in error reports.
     """
     canaries, sinks = seeded(), Sinks()
     authority, tap = Authority(canaries), Tap()
     made = World(set_up, folder, canaries, sinks, authority, tap, patience=patience)
 
     def on_error(conn: HTTPConnection, error: Any) -> Any:
-        sinks.put("error reports", report(error), belongs=IN_REPORTS)
+        sinks.put("error reports", report(error), belongs=in_reports)
         return problem_response(conn, error)
 
     with ExitStack() as running:
@@ -299,9 +302,9 @@ def world(
         made.idp = running.enter_context(serve(authority))
         arguments = {"on_error": on_error, **set_up.make(made)}
         made.middleware = middleware(the_app_behind(sinks), **change(made, arguments))
-        app = Reporter(set_up.around(made, made.middleware), sinks)
+        app = Reporter(set_up.around(made, made.middleware), sinks, in_reports)
         made.log = running.enter_context(
-            logging_everything(sinks, IN_REPORTS, not_of=f"serve {made.idp_url}", level=level)
+            logging_everything(sinks, in_reports, not_of=f"serve {made.idp_url}", level=level)
         )
         options = {"log_level": None, "access_log": True, "timeout_graceful_shutdown": 0.2, **(uvicorn or {})}
         made.gateway = running.enter_context(serve(wrap(made, app), **options))
