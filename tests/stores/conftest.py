@@ -14,7 +14,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from idp_middleware.stores import SQLAlchemyTokenStore, SQLiteTokenStore, TokenStore
-from tests.stack import free_port
+from tests.stack import eventually, free_port
 
 KEY = Fernet.generate_key().decode()
 
@@ -29,9 +29,9 @@ def _postgres_binary(name: str) -> str | None:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server that lives as long as the tests."""
-    initdb, server = _postgres_binary("initdb"), _postgres_binary("postgres")
-    if initdb is None or server is None:
-        pytest.skip("needs PostgreSQL's initdb and postgres")
+    initdb, server, ready = map(_postgres_binary, ("initdb", "postgres", "pg_isready"))
+    if initdb is None or server is None or ready is None:
+        pytest.skip("needs PostgreSQL's initdb, postgres and pg_isready")
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}}
         if os.geteuid() == 0:  # as whom it refuses to run
@@ -45,6 +45,9 @@ def postgres() -> Iterator[str]:
         where = ["-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         running = subprocess.Popen([server, "-D", "data", *where], **quiet, **options)
         try:
+            eventually(
+                lambda: subprocess.run([ready, "-h", "127.0.0.1", "-p", str(port)], **quiet).returncode == 0, within=30
+            )
             yield f"postgresql+asyncpg://tester@127.0.0.1:{port}/postgres"
         finally:
             running.terminate()
