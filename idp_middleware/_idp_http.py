@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, TypeAlias
 
 import httpx
@@ -101,7 +103,7 @@ class IdPClient:
         loop = asyncio.get_running_loop()
         # Connections belong to the loop they were opened on; an app under test may see several.
         if self._opened is None or self._loop is not loop:
-            self._opened = self._transport or httpx.AsyncHTTPTransport(trust_env=False)
+            self._opened = self._transport or httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False)
             self._loop = loop
         return self._opened
 
@@ -154,6 +156,12 @@ class IdPClient:
         opened, self._opened = self._opened, None
         if opened is not None and self._loop is asyncio.get_running_loop():
             await opened.aclose()
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """One for all: reading the certificates takes some twenty milliseconds, and nothing else happens meanwhile."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 async def _read(response: httpx.Response) -> bytes:

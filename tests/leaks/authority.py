@@ -10,6 +10,7 @@ import base64
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -34,6 +35,11 @@ GRANTS = (EXCHANGE, OBO, REALM, "/client-credentials")
 
 def seeded() -> Canaries:
     """One secret of each kind, for each of two users where it is a user's."""
+    return _seeded().copy()
+
+
+@cache
+def _seeded() -> Canaries:
     canaries = Canaries()
     for user in USERS:
         canaries.make(f"{user}'s provider token", prefix="gho_")

@@ -118,6 +118,12 @@ class Canaries:
     def __getitem__(self, name: str) -> str:
         return self._all[name].value
 
+    def copy(self) -> Canaries:
+        """The same secrets, for a world of its own: to spell them out takes longer than to look for them."""
+        copied = Canaries()
+        copied._all = dict(self._all)
+        return copied
+
     def of(self, user: str, what: str) -> str:
         """A secret of a user's."""
         return self[f"{user}'s {what}"]
