@@ -72,6 +72,7 @@ class Authority(Auth0):
     def __init__(self, canaries: Canaries) -> None:
         super().__init__()
         self._canaries = canaries
+        self._tokens: dict[str, str] = {}
         self.renewed: set[str] = set()
         """Users whose second provider token is given out from now on."""
         self.echo: Callable[[RecordedRequest], Answer | None] = lambda request: None
@@ -94,8 +95,15 @@ class Authority(Auth0):
         return self._canaries.of(user, "second provider token" if user in self.renewed else "provider token")
 
     def callers_token(self, user: str, **options: Any) -> str:
-        """A JWT, known from now on as the user's token; what tells is the signature."""
-        token = self.issue_token(self.subject(user), **{"audience": AUDIENCE, "scope": "read:github", **options})
+        """A JWT, known from now on as the user's token; what tells is the signature.
+
+        The same each time, unless there are `options` of `issue_token`: one of a second later would be another.
+        """
+        token = None if options else self._tokens.get(user)
+        if token is None:
+            token = self.issue_token(self.subject(user), **{"audience": AUDIENCE, "scope": "read:github", **options})
+        if not options:
+            self._tokens[user] = token
         self._canaries.add(f"{user}'s token", token, telling=token.rpartition(".")[2])
         return token
 
