@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from aiocache import SimpleMemoryCache
 from aiocache.base import BaseCache as BaseCache  # for the annotations of whoever takes one
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.fernet import InvalidToken
 
+from idp_middleware._fernet import fernet
 from idp_middleware._types import Token, _HoldsSecret
 from idp_middleware.errors import ConfigurationError
 
@@ -57,7 +58,7 @@ class TokenCache(_HoldsSecret):
             raise ConfigurationError("are needed: tokens leave this process only encrypted", key="encryption_keys")
         self._backend = backend
         self._owned = False
-        self._fernet = _fernet(encryption_keys) if encryption_keys else None
+        self._fernet = fernet(encryption_keys) if encryption_keys else None
         self._resting_until = 0.0
         self._log_again_at = 0.0
 
@@ -178,18 +179,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("not a string")
     return value
-
-
-def _fernet(keys: Sequence[str] | Sequence[bytes]) -> MultiFernet:
-    if isinstance(keys, (str, bytes)):
-        raise ConfigurationError("must be a list of keys", key="encryption_keys")
-    try:
-        return MultiFernet([Fernet(key) for key in keys])
-    except (ValueError, TypeError):
-        raise ConfigurationError(
-            "each must be 32 random bytes in URL-safe base64, as cryptography.fernet.Fernet.generate_key() makes them",
-            key="encryption_keys",
-        ) from None
 
 
 def _redis(url: str) -> BaseCache:

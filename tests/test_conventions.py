@@ -11,7 +11,7 @@ import idp_middleware
 
 PACKAGE = Path(idp_middleware.__file__).parent
 LAYERS = [
-    {"_loops", "_traces", "_version", "errors", "testing"},
+    {"_fernet", "_loops", "_traces", "_version", "errors", "testing"},
     {"_types"},
     {"_rules", "_refusal", "_signing"},
     {"_routes"},

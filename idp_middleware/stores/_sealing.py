@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import Final
 
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.fernet import InvalidToken
 
+from idp_middleware._fernet import fernet
 from idp_middleware._types import _HoldsSecret
-from idp_middleware.errors import ConfigurationError, TokenSourceFailed
+from idp_middleware.errors import TokenSourceFailed
 from idp_middleware.stores._values import Claim, Entry, StoredToken, TokenKey
 
 _VERSION: Final = "1"
@@ -28,17 +29,7 @@ class Vault(_HoldsSecret):
     __slots__ = ("_fernet",)
 
     def __init__(self, encryption_keys: Sequence[str] | Sequence[bytes]) -> None:
-        if isinstance(encryption_keys, (str, bytes)):
-            raise ConfigurationError("must be a list of keys", key="encryption_keys")
-        if not encryption_keys:
-            raise ConfigurationError("are needed: tokens are kept only encrypted", key="encryption_keys")
-        try:
-            self._fernet = MultiFernet([Fernet(key) for key in encryption_keys])
-        except (ValueError, TypeError):
-            raise ConfigurationError(
-                "each must be 32 random bytes in URL-safe base64, as cryptography.fernet.Fernet.generate_key() makes",
-                key="encryption_keys",
-            ) from None
+        self._fernet = fernet(encryption_keys)
 
     def owner(self, key: TokenKey) -> str:
         """What all of a user's accounts of a connection are filed under."""
