@@ -22,6 +22,7 @@ from idp_middleware._bearer import bearer_token, check_schemes
 from idp_middleware._claims import check_leeway, refuse, scopes, string_set, text, unverified
 from idp_middleware._idp_http import Transport
 from idp_middleware._introspected import AnswerPolicy, check_answer, read_answer
+from idp_middleware._loops import under_way
 from idp_middleware._routes import parse_base_url
 from idp_middleware._types import Caller, _HoldsSecret
 from idp_middleware.errors import (
@@ -179,10 +180,7 @@ class IntrospectionAuthenticator(_HoldsSecret):
 
     def _flying(self, digest: bytes) -> asyncio.Task[Caller | IdPError] | None:
         flight = self._flights.get(digest)
-        # What another loop left unfinished will never end.
-        if flight is None or flight.done() or flight.get_loop() is not asyncio.get_running_loop():
-            return None
-        return flight
+        return flight if under_way(flight) else None
 
     async def _landing(self, digest: bytes, token: str) -> Caller:
         flight = self._flying(digest)

@@ -19,6 +19,7 @@ from typing import Any
 
 from idp_middleware._idp_http import IdPClient
 from idp_middleware._jwk import Key, read_keys
+from idp_middleware._loops import under_way
 from idp_middleware._routes import parse_base_url
 from idp_middleware.errors import ConfigurationError, IdPError, TokenSourceFailed, TokenSourceUnavailable
 
@@ -104,11 +105,7 @@ class KeySet:
             raise TokenSourceUnavailable(f"no keys of the issuer: {self._reason}", retry_after=wait)
 
     def _flying(self) -> asyncio.Task[None] | None:
-        flight = self._flight
-        # A fetch that another loop left unfinished will never end.
-        if flight is None or flight.done() or flight.get_loop() is not asyncio.get_running_loop():
-            return None
-        return flight
+        return self._flight if under_way(self._flight) else None
 
     def _fly(self) -> asyncio.Task[None]:
         flight = self._flying()

@@ -1,4 +1,4 @@
-"""Which event loop is running, told without asking the kernel.
+"""Which event loop is running, told without asking the kernel; and which tasks it will finish.
 
 Until Python 3.12, asyncio asks for the process id each time, in case the process has forked: one system call for each
 question, and a request has several. Knows nothing of requests.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from typing import Any
 
 
 class _Seen(threading.local):
@@ -25,6 +26,14 @@ def running_loop() -> asyncio.AbstractEventLoop:
     if loop is None or not loop.is_running():
         loop = _seen.loop = asyncio.get_running_loop()
     return loop
+
+
+def under_way(task: asyncio.Task[Any] | None) -> bool:
+    """Whether a task will still come to its end: what another loop left unfinished never does.
+
+    An app under test may see several loops.
+    """
+    return task is not None and not task.done() and task.get_loop() is running_loop()
 
 
 def _forget() -> None:

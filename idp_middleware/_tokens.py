@@ -17,6 +17,7 @@ from hmac import compare_digest
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from idp_middleware._loops import under_way
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token
 from idp_middleware.errors import (
@@ -287,10 +288,7 @@ class TokenKeeper:
 
     def _under_way(self, key: Hashable) -> asyncio.Task[Token | IdPError] | None:
         flight = self._flights.get(key)
-        # An app under test may see several loops; a flight of another one lands for nobody here.
-        if flight is None or flight.done() or flight.get_loop() is not asyncio.get_running_loop():
-            return None
-        return flight
+        return flight if under_way(flight) else None
 
     def _flight(
         self, key: Hashable, fetch: Fetch, *, held: Token | None = None, refused: Token | None = None
