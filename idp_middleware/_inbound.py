@@ -42,20 +42,23 @@ class Lookout:
             self._loop, self._new, self._due, self._armed = loop, set(), set(), False
         self._new.add(inbound)
         if not self._armed:
-            self._armed = True
-            loop.call_later(WATCH_AFTER, self._look)
+            self._arm(loop)
 
     def discard(self, inbound: Inbound) -> None:
         self._new.discard(inbound)
         self._due.discard(inbound)
 
-    def _look(self) -> None:
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._armed = True
+        loop.call_later(WATCH_AFTER, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         due, self._due, self._new = self._due, self._new, set()
         for inbound in due:
             inbound.listen()
-        self._armed = bool(self._due) and self._loop is not None
-        if self._armed and self._loop is not None:
-            self._loop.call_later(WATCH_AFTER, self._look)
+        self._armed = False
+        if self._due:
+            self._arm(loop)
 
 
 class Inbound:

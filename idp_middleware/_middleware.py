@@ -170,7 +170,7 @@ class IdPMiddleware:
 
     def route(self, name: str) -> ProxyRoute:
         """The route of that name. Raises `ConfigurationError` where there is none."""
-        route: ProxyRoute | None = next((route for route in self._routes if route.name == name), None)
+        route = self._routes.named(name)
         if route is None:
             raise ConfigurationError("there is no such route", table="routes", key=name)
         return route

@@ -324,6 +324,10 @@ class RouteMap:
     def __iter__(self) -> Any:
         return iter(self._routes.values())
 
+    def named(self, name: str) -> ProxyRoute | None:
+        """The route of that name, if there is one."""
+        return self._routes.get(name.encode())
+
     def under_prefix(self, scope: Mapping[str, Any]) -> bytes | None:
         """The raw path after the prefix (`b""`, or from the slash on), or None where the scope is not under it."""
         # Cheap and wrong only in letting too much in: the raw path below decides.
