@@ -32,7 +32,7 @@ LOG_EVERY: Final = 60.0
 MAX_TTL: Final = 30 * 24 * 3600  # memcached reads anything longer as a date
 
 _PREFIX = "idp-middleware:token:"
-_VERSION = "2"
+_VERSION = "3"
 """Of the key and of what is stored under it: another version finds nothing, rather than something it misreads."""
 
 
@@ -135,6 +135,7 @@ class TokenCache(_HoldsSecret):
             "type": token.type,
             "scopes": sorted(token.scopes),
             "extra": dict(token.extra),
+            "account": token.account,
         }
         text = json.dumps(fields)
         return text if self._fernet is None else self._fernet.encrypt(text.encode()).decode()
@@ -150,6 +151,7 @@ class TokenCache(_HoldsSecret):
             fields["type"],
             frozenset(_text(scope) for scope in fields["scopes"]),
             dict(fields["extra"]),
+            None if fields["account"] is None else _text(fields["account"]),
         )
         # A host whose clock is ahead must not lengthen a token's life here.
         return token, min(float(fields["asked_at"]), time())

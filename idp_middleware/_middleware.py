@@ -28,6 +28,7 @@ from idp_middleware._engine import Engine
 from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound, Lookout
 from idp_middleware._lifespan import lifespan
+from idp_middleware._own import Endpoint, OwnEndpoints
 from idp_middleware._public_urls import lead_back, mount_of, public_origin
 from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
 from idp_middleware._response_headers import response_headers
@@ -107,6 +108,7 @@ class IdPMiddleware:
         self._pseudonym = b"idp_middleware-" + hashlib.sha256(names.encode()).hexdigest()[:8].encode()
         self._via = b"1.1 " + self._pseudonym
         self._lookout = Lookout()
+        self._own = OwnEndpoints(self._routes, self.authenticate, self._tokens)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -179,6 +181,9 @@ class IdPMiddleware:
         try:
             with Inbound(receive, self._lookout) as inbound:
                 try:
+                    if (own := self._own.find(rest)) is not None:
+                        await self._serve_own(own, scope, inbound, receive, send)
+                        return
                     _, route, target, response = await self._open(scope, inbound, rest, self._upstream)
                 except IdPError as exc:
                     await self._answer(exc, scope, receive, send, close=inbound.unread)
@@ -193,6 +198,15 @@ class IdPMiddleware:
         except ClientDisconnected:
             # Nobody is left to answer; leaving the `with` has let go of the upstream.
             return
+
+    async def _serve_own(self, own: Endpoint, scope: Scope, inbound: Inbound, receive: Receive, send: Send) -> None:
+        scope["headers"] = fields = list(scope["headers"])
+        request = read_request(fields)
+        inbound.expect(length=request.length, chunked=request.chunked)
+        response = await own(HTTPConnection(scope))
+        if inbound.unread:
+            response.headers["connection"] = "close"
+        await response(scope, receive, send)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send, rest: bytes) -> None:
         """The same way; only is hop 5 a handshake, and hop 6 goes both ways."""

@@ -79,7 +79,7 @@ class Token(_HoldsSecret):
     `expires_at` is in seconds since the epoch; None means that nobody knows, and the token then serves for a bounded
     age only. `type` is the authentication scheme it is sent with (RFC 6749 section 7.1). Empty `scopes` are unknown.
     `extra` is what came with it and some APIs need (JSON values): the `access_token_secret` of OAuth 1.0a, Salesforce's
-    `instance_url`.
+    `instance_url`. `account` is the user's id at the provider, where the source knows it.
     """
 
     value: str = field(repr=False)
@@ -87,6 +87,7 @@ class Token(_HoldsSecret):
     type: str = "Bearer"
     scopes: frozenset[str] = frozenset()
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    account: str | None = None
     authorization: bytes = field(init=False, repr=False, compare=False)
     """The `Authorization` value it is sent as, made once."""
     _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)

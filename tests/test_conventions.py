@@ -22,7 +22,7 @@ LAYERS = [
     {"_jwt", "_introspection", "_session", "_any_of"},
     {"providers"},
     {"_answers", "_websocket", "_websocket_offers", "_body_rewriting", "_authorized"},
-    {"_client"},
+    {"_client", "_own"},
     {"_middleware"},
     {"fastapi"},
     {"_config_types"},

@@ -199,7 +199,7 @@ def test_what_is_on_no_route_is_404_and_a_wrong_method_405(stack):
     """Both by us, for a verified caller or not."""
     with stack.client() as client:
         assert problem(client.get("/idp/unknown/user")) == (404, "route-not-found")
-        assert problem(client.get("/idp")) == (404, "route-not-found")
+        assert problem(client.get("/idp//github")) == (404, "route-not-found")
         answer = client.request("TRACE", "/idp/github/user")
         assert problem(answer) == (405, "method-not-allowed")
         assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from time import time
 from typing import Any, Final, Unpack
 from urllib.parse import quote
@@ -101,8 +102,9 @@ class Auth0Management(_HoldsSecret):
         identities = _identities(await self._look_up(segment), route.connection)
         identity = _the_one(identities, caller.account, route.connection)
         refreshed = await self._refreshing.token(identity, refused)
+        account = _user_id(identity) or None
         if refreshed is not None:
-            return refreshed
+            return replace(refreshed, account=account)
         value = identity.get("access_token")
         if value is None:
             raise TokenSourceFailed(
@@ -111,7 +113,8 @@ class Auth0Management(_HoldsSecret):
             )
         try:
             # `expires_in` is left alone: it counts from an issue time that is not in the profile.
-            return Token(value, extra={name: identity[name] for name in _EXTRA if isinstance(identity.get(name), str)})
+            extra = {name: identity[name] for name in _EXTRA if isinstance(identity.get(name), str)}
+            return Token(value, extra=extra, account=account)
         except (TypeError, ValueError):
             raise TokenSourceFailed("Auth0 gave an access_token that can't stand in a header") from None
 

@@ -143,7 +143,9 @@ class RefreshToken(_HoldsSecret):
             raise
         token, latest = entry.token, time() + MAX_AGE
         expires_at = None if token.expires_at is None else min(token.expires_at, latest)
-        return Token(token.access_token, expires_at, token.type, frozenset(token.scopes), token.extra)
+        return Token(
+            token.access_token, expires_at, token.type, frozenset(token.scopes), token.extra, entry.key.account
+        )
 
     async def _renewed(self, entry: Entry, refused: str | None) -> Entry:
         try:

@@ -132,7 +132,7 @@ def test_a_path_that_is_not_under_the_prefix_is_the_apps(stack, upstream, target
     assert (answer.status, answer.body, upstream.requests) == (418, b"the app", [])
 
 
-@pytest.mark.parametrize("target", ["/idp/upx/y", "/idp/UP/x", "/idp/u%70/x", "/idp//up/x", "/idp/", "/idp", "/idp?up"])
+@pytest.mark.parametrize("target", ["/idp/upx/y", "/idp/UP/x", "/idp/u%70/x", "/idp//up/x", "/idp//", "/idp/%2F"])
 def test_a_path_that_names_no_route_is_404(stack, upstream, target):
     """B03, B30: the prefix is ours, so the app must not get it either."""
     assert stack.ask("GET", target).problem == "route-not-found"

@@ -78,8 +78,8 @@ async def tenant() -> AsyncIterator[Tenant]:
 
 async def test_the_users_own_token_is_found(tenant: Tenant) -> None:
     """The main job, step 2 to 4; its expiry can't be known."""
-    assert await tenant.token() == Token("gho_alice", None)
-    assert await tenant.token(Caller("auth0|bob")) == Token("gho_bob", None)
+    assert await tenant.token() == Token("gho_alice", None, account="1001")
+    assert await tenant.token(Caller("auth0|bob")) == Token("gho_bob", None, account="1002")
 
 
 async def test_the_grant_is_as_auth0_documents_it(tenant: Tenant) -> None:

@@ -129,8 +129,8 @@ async def test_the_client_is_the_connections_own(world: World) -> None:
 async def test_without_a_refresh_token_it_is_as_it_was(world: World, refresh_token: Any) -> None:
     """A user who has linked before the app asked for one."""
     world.log_in("alice", access_token="ya29.only", refresh_token=refresh_token)
-    assert await world.token() == Token("ya29.only")
-    assert await world.token(refused=Token("ya29.only")) == Token("ya29.only")
+    assert await world.token() == Token("ya29.only", account="alice")
+    assert await world.token(refused=Token("ya29.only")) == Token("ya29.only", account="alice")
     assert world.google.requests == []
 
 
@@ -139,7 +139,7 @@ async def test_another_connection_is_left_alone(world: World) -> None:
     identity = Identity("github-app", "1", access_token="ghu_alice", refresh_token="ghr_alice")
     world.auth0.link("auth0|alice", identity)
     route = ProxyRoute("https://api.github.com", token_source=world.source, connection="github-app")
-    assert await world.source.token(ALICE, route) == Token("ghu_alice")
+    assert await world.source.token(ALICE, route) == Token("ghu_alice", account="1")
     assert world.google.requests == []
 
 
@@ -159,7 +159,7 @@ async def test_of_several_accounts_the_named_one_is_refreshed(world: World) -> N
 async def test_a_withdrawn_refresh_token_leaves_what_a_new_login_has_brought(world: World) -> None:
     """Google gives a refresh token at the first consent only, so an old one may stand beside a fresh access token."""
     world.google.revoke(world.refresh_tokens["alice"])
-    assert await world.token() == Token(f"{STALE}.alice")
+    assert await world.token() == Token(f"{STALE}.alice", account="alice")
     with pytest.raises(ReconnectRequired) as caught:
         await world.token(refused=Token(f"{STALE}.alice"))
     assert caught.value.members() == {"connection": GOOGLE}

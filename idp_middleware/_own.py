@@ -1,0 +1,168 @@
+"""What we answer ourselves under the prefix. `GET {prefix}`: which routes a caller may use, and as which account.
+
+Knows the route map, the authenticator and the token engine; nothing of upstreams. No answer holds a token, or where an
+upstream is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, TypeAlias
+
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
+
+from idp_middleware._public_urls import mount_of
+from idp_middleware._routes import METHODS, ProxyRoute, RouteMap
+from idp_middleware._rules import ask
+from idp_middleware._tokens import TokenEngine
+from idp_middleware._types import Caller, Token
+from idp_middleware.errors import (
+    IdentityAmbiguous,
+    IdentityNotLinked,
+    IdPError,
+    MethodNotAllowed,
+    ReconnectRequired,
+    TokenSourceTimeout,
+)
+
+logger = logging.getLogger("idp_middleware")
+
+LOOK_UPS: Final = 8
+"""Routes that one request has looked up at a time."""
+
+LOOK_UPS_WITHIN: Final = 5.0
+"""Seconds for all of them. What takes longer goes on, and is there for the next request."""
+
+Endpoint: TypeAlias = Callable[[HTTPConnection], Awaitable[Response]]
+
+
+class OwnEndpoints:
+    """The paths under the prefix that lead to no upstream.
+
+    Args:
+        routes: the route map.
+        authenticate: who sent a request, with the account that its `IdP-Account` names.
+        tokens: the token engine.
+    """
+
+    def __init__(
+        self, routes: RouteMap, authenticate: Callable[[HTTPConnection], Awaitable[Caller]], tokens: TokenEngine
+    ) -> None:
+        self._routes = routes
+        self._authenticate = authenticate
+        self._tokens = tokens
+        self._endpoints: dict[bytes, Endpoint] = {b"": self._overview, b"/": self._overview}
+
+    def find(self, rest: bytes) -> Endpoint | None:
+        """What answers for a raw path after the prefix, if that is one of ours."""
+        return self._endpoints.get(rest)
+
+    async def _overview(self, conn: HTTPConnection) -> Response:
+        """The routes, and for those that the caller may use: whether there is a token for them, of which account.
+
+        Raises an `IdPError`.
+        """
+        caller = await self._authenticate(conn)
+        _check_method(conn, "GET", "HEAD")
+        turns = asyncio.Semaphore(LOOK_UPS)
+        within = asyncio.get_running_loop().time() + LOOK_UPS_WITHIN
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._entry(conn, caller, route, turns, within)) for route in self._routes]
+        return _json(conn, {"subject": caller.subject, "routes": [task.result() for task in tasks]})
+
+    async def _entry(
+        self, conn: HTTPConnection, caller: Caller, route: ProxyRoute, turns: asyncio.Semaphore, within: float
+    ) -> dict[str, Any]:
+        missing = _missing_scopes(caller, route)
+        allowed = not missing and await _authorized(conn, caller, route)
+        entry = {
+            "name": route.name,
+            "url": mount_of(conn.scope, self._routes.prefix, route),
+            "allowed": allowed,
+            "methods": None if route.methods == METHODS else sorted(route.methods),
+            "scopes": sorted(route.scopes),
+            "missing_scopes": sorted(missing),
+            "websocket": route.websocket,
+            "connection": route.connection,
+            **_state(None),
+        }
+        return entry | await self._look_up(caller, route, turns, within) if allowed else entry
+
+    async def _look_up(
+        self, caller: Caller, route: ProxyRoute, turns: asyncio.Semaphore, within: float
+    ) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout_at(within), turns:
+                token = await self._tokens.token(caller, route)
+        except TimeoutError:
+            return _state("unavailable", problem=TokenSourceTimeout.name)
+        except ReconnectRequired as exc:
+            return _state("reconnect-required", problem=exc.name, connect_url=_connect_url(exc, route))
+        except IdentityNotLinked as exc:
+            return _state("not-linked", problem=exc.name, connect_url=_connect_url(exc, route))
+        except IdentityAmbiguous as exc:
+            return _state("ambiguous", problem=exc.name, accounts=exc.accounts)
+        except IdPError as exc:
+            logger.log(logging.WARNING if exc.status >= 500 else logging.DEBUG, "%s: %s", exc.name, exc)
+            return _state("unavailable", problem=exc.name)
+        account = token.account or caller.account
+        return _state("linked", accounts=() if account is None else (account,), token=token)
+
+
+def _state(
+    state: str | None,
+    *,
+    problem: str | None = None,
+    accounts: Iterable[str] = (),
+    token: Token | None = None,
+    connect_url: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "state": state,
+        "problem": problem,
+        "accounts": [{"id": account} for account in accounts],
+        "token_scopes": [] if token is None else sorted(token.scopes),
+        "expires_at": None if token is None else token.expires_at,
+        "connect_url": connect_url,
+    }
+
+
+def _connect_url(error: IdentityNotLinked, route: ProxyRoute) -> str | None:
+    return error.connect_url or getattr(route.source, "connect_url", None)
+
+
+def _missing_scopes(caller: Caller, route: ProxyRoute) -> frozenset[str]:
+    """What the caller would have to hold besides, to do anything at all on a route."""
+    missing = frozenset(route.scopes) - caller.scopes
+    by_rule = [frozenset(rule.scopes) - caller.scopes for rule in route.rules if not rule.deny]
+    return missing | min(by_rule, key=len, default=frozenset())
+
+
+async def _authorized(conn: HTTPConnection, caller: Caller, route: ProxyRoute) -> bool:
+    """What the route's own function says. It may not expect a request for none of its paths, so failing is a no."""
+    if route.authorize is None:
+        return True
+    try:
+        await ask(route.authorize, caller, conn)
+    except IdPError:
+        return False
+    except Exception as exc:
+        logger.warning("route %s: its authorize raised %s for the overview", route.name, type(exc).__name__)
+        return False
+    return True
+
+
+def _check_method(conn: HTTPConnection, *allowed: str) -> None:
+    if conn.scope["method"] not in allowed:
+        raise MethodNotAllowed(allowed=allowed)
+
+
+def _json(conn: HTTPConnection, content: Any) -> Response:
+    response = JSONResponse(content, headers={"cache-control": "no-store"})
+    if conn.scope["method"] == "HEAD":
+        # After the length has been worked out; not every server drops it.
+        response.body = b""
+    return response
