@@ -341,6 +341,7 @@ class IdPMiddleware:
 
     async def aclose(self) -> None:
         """Close every connection this middleware, its authenticator and its token sources hold."""
+        self._own.closing = True
         await self._tokens.aclose()
         await self._upstream.aclose()
         if self._websockets is not None:

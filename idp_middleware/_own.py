@@ -1,4 +1,7 @@
-"""What we answer ourselves under the prefix. `GET {prefix}`: which routes a caller may use, and as which account.
+"""What we answer ourselves under the prefix.
+
+- `GET {prefix}`: which routes a caller may use, and as which account;
+- `GET {prefix}/health` and `/ready`, for whoever runs the process, and anybody else: they tell nothing.
 
 Knows the route map, the authenticator and the token engine; nothing of upstreams. No answer holds a token, or where an
 upstream is.
@@ -12,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeAlias
 
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from idp_middleware._public_urls import mount_of
 from idp_middleware._routes import METHODS, ProxyRoute, RouteMap
@@ -54,11 +57,28 @@ class OwnEndpoints:
         self._routes = routes
         self._authenticate = authenticate
         self._tokens = tokens
-        self._endpoints: dict[bytes, Endpoint] = {b"": self._overview, b"/": self._overview}
+        self._endpoints: dict[bytes, Endpoint] = {
+            b"": self._overview,
+            b"/": self._overview,
+            b"/health": self._health,
+            b"/ready": self._ready,
+        }
+        self.closing = False
+        """Whether new requests should go to another process."""
 
     def find(self, rest: bytes) -> Endpoint | None:
         """What answers for a raw path after the prefix, if that is one of ours."""
         return self._endpoints.get(rest)
+
+    async def _health(self, conn: HTTPConnection) -> Response:
+        """The process is alive, as it has just shown."""
+        return _told(conn, 200, "ok")
+
+    async def _ready(self, conn: HTTPConnection) -> Response:
+        """Not whether what is behind is well: a fleet that leaves service because the identity provider is down helps
+        nobody, and kept tokens go on serving meanwhile.
+        """
+        return _told(conn, 503, "closing") if self.closing else _told(conn, 200, "ok")
 
     async def _overview(self, conn: HTTPConnection) -> Response:
         """The routes, and for those that the caller may use: whether there is a token for them, of which account.
@@ -71,7 +91,8 @@ class OwnEndpoints:
         within = asyncio.get_running_loop().time() + LOOK_UPS_WITHIN
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._entry(conn, caller, route, turns, within)) for route in self._routes]
-        return _json(conn, {"subject": caller.subject, "routes": [task.result() for task in tasks]})
+        told = {"subject": caller.subject, "routes": [task.result() for task in tasks]}
+        return _answer(conn, JSONResponse(told))
 
     async def _entry(
         self, conn: HTTPConnection, caller: Caller, route: ProxyRoute, turns: asyncio.Semaphore, within: float
@@ -160,8 +181,13 @@ def _check_method(conn: HTTPConnection, *allowed: str) -> None:
         raise MethodNotAllowed(allowed=allowed)
 
 
-def _json(conn: HTTPConnection, content: Any) -> Response:
-    response = JSONResponse(content, headers={"cache-control": "no-store"})
+def _told(conn: HTTPConnection, status: int, text: str) -> Response:
+    _check_method(conn, "GET", "HEAD")
+    return _answer(conn, PlainTextResponse(text, status_code=status))
+
+
+def _answer(conn: HTTPConnection, response: Response) -> Response:
+    response.headers["cache-control"] = "no-store"
     if conn.scope["method"] == "HEAD":
         # After the length has been worked out; not every server drops it.
         response.body = b""

@@ -298,6 +298,10 @@ def refuse_unsafe_path(rest: bytes) -> None:
             raise BadRequest("dot segment in the path")
 
 
+OWN_NAMES = frozenset({"health", "ready"})
+"""What stands where a route's name would, and is answered here."""
+
+
 class RouteMap:
     """The routes by name, and the cut of a raw path into route and rest.
 
@@ -315,6 +319,10 @@ class RouteMap:
             if not _NAME.match(name):
                 raise ConfigurationError(
                     "a route's name has letters, digits and . _ ~ - only", table="routes", key=name
+                )
+            if name in OWN_NAMES:
+                raise ConfigurationError(
+                    f"{prefix}/{name} is the middleware's own; give the route another name", table="routes", key=name
                 )
         self.prefix = prefix
         self._prefix = prefix.encode()

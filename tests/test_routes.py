@@ -287,6 +287,14 @@ def test_a_route_name_is_one_plain_segment(name):
         RouteMap({name: route()}, "/idp")
 
 
+@pytest.mark.parametrize("name", ["health", "ready"])
+def test_a_route_cannot_have_the_name_of_what_is_our_own(name):
+    """Either of the two would never be reached."""
+    told = rf"\[routes\]: {name}: /api/idp/{name} is the middleware's own"
+    with pytest.raises(errors.ConfigurationError, match=told):
+        RouteMap({name: route()}, "/api/idp")
+
+
 def test_a_route_map_holds_routes_only():
     """A tuple or a URL in its place is named, not met at the first request."""
     with pytest.raises(errors.ConfigurationError, match=r"\[routes.github\]: must be a ProxyRoute"):
