@@ -9,7 +9,7 @@ import base64
 import binascii
 import hmac
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_plus
@@ -20,6 +20,9 @@ from idp_middleware.testing._keys import SigningKey
 from idp_middleware.testing._recording import RecordedRequest
 
 METHODS = ("client_secret_post", "client_secret_basic", "private_key_jwt")
+PUBLIC = "none"
+"""How a client authenticates that can keep no secret: a single-page app (RFC 6749 section 2.1)."""
+
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 LONGEST = 300
 """Seconds that a statement may be good for, as at Auth0."""
@@ -57,10 +60,21 @@ class Clients:
         **settings: Any,
     ) -> None:
         """Register a client, in place of one before. With a `key` it authenticates with that alone."""
-        if (secret is None) == (key is None) or not set(methods) <= set(METHODS):
-            raise ValueError(f"a client has a secret or a key, and authenticates in one of the ways {METHODS}")
+        proofs = [proof for proof in (secret, key) if proof is not None]
+        if len(proofs) > 1 or not set(methods) <= set(METHODS if proofs else (PUBLIC,)):
+            raise ValueError(
+                f"a client has a secret or a key, and authenticates in one of the ways {METHODS}; "
+                f"or it has neither, and the way is {PUBLIC!r}"
+            )
         methods = tuple(methods) if key is None else ("private_key_jwt",)
         self._clients[client_id] = Client(client_id, secret.encode() if secret else None, methods, key, settings)
+
+    def __iter__(self) -> Iterator[Client]:
+        return iter(list(self._clients.values()))
+
+    def get(self, client_id: str) -> Client | None:
+        """The client of that name, which nobody has proved to be."""
+        return self._clients.get(client_id)
 
     def authenticate(
         self, request: RecordedRequest, parameters: Mapping[str, str], *, audiences: Collection[str]
@@ -71,7 +85,7 @@ class Clients:
             "client_secret_post": "client_secret" in parameters,
             "private_key_jwt": "client_assertion" in parameters,
         }
-        used = [way for way, there in ways.items() if there]
+        used = [way for way, there in ways.items() if there] or [PUBLIC]
         if len(used) != 1:
             raise NotAuthenticated(f"{len(used)} ways to authenticate in one request")
         (way,) = used
@@ -85,7 +99,7 @@ class Clients:
             raise NotAuthenticated(f"the client does not authenticate with {way}")
         if way == "private_key_jwt":
             self._check_statement(client, parameters, audiences)
-        elif client.secret is None or not hmac.compare_digest(client.secret, secret.encode()):
+        elif way != PUBLIC and (client.secret is None or not hmac.compare_digest(client.secret, secret.encode())):
             raise NotAuthenticated("wrong secret")
         return client
 

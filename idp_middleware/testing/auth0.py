@@ -1,4 +1,4 @@
-"""A strict local Auth0 tenant: client-credentials grant, Management API user look-up, Token Vault, discovery and keys.
+"""A strict local Auth0 tenant: login, client-credentials grant, Management API user look-up, Token Vault, discovery.
 
 Refuses what Auth0 refuses, in the words Auth0 uses. Knows nothing of the middleware.
 """
@@ -13,9 +13,12 @@ from typing import Any
 from uuid import uuid4
 
 from idp_middleware.testing import _auth0_wire as wire
+from idp_middleware.testing._auth0_codes import GRANT as CODE
+from idp_middleware.testing._auth0_codes import Codes
+from idp_middleware.testing._auth0_login import Account, Logins
 from idp_middleware.testing._auth0_vault import GRANT, Connected, Vault
 from idp_middleware.testing._auth0_wire import Identity
-from idp_middleware.testing._clients import Clients, NotAuthenticated
+from idp_middleware.testing._clients import PUBLIC, Clients, NotAuthenticated
 from idp_middleware.testing._double import Answer, Fields, Payload
 from idp_middleware.testing._issuer import Issuer
 from idp_middleware.testing._keys import SigningKey, sign
@@ -28,7 +31,9 @@ class Auth0(Issuer):
     | endpoint | answers |
     |---|---|
     | `GET /.well-known/openid-configuration`, `/.well-known/jwks.json` | discovery and the key set |
-    | `POST /oauth/token` | a management token, for the client-credentials grant; a provider's from Token Vault |
+    | `GET /authorize`, `/u/login` | a login page without passwords, and a code for the app |
+    | `POST /oauth/token` | tokens for a code; a management token for a secret; a provider's from Token Vault |
+    | `GET /oidc/logout` | the end of the session, and back to the app |
     | `GET /api/v2/users/{id}` | a user with the linked identities |
 
     `issuer` is the tenant's URL; left empty, `serve` fills it in. `management_token_lifetime` is in seconds; Auth0's
@@ -41,6 +46,8 @@ class Auth0(Issuer):
         self._clients = Clients()
         self._vault = Vault()
         self._users: dict[str, list[Identity]] = {}
+        self._codes = Codes(self)
+        self._logins = Logins(self._clients, self._users, self._codes)
         self._management_tokens: dict[str, tuple[float, frozenset[str]]] = {}
 
     def spelled(self, url: str) -> str:
@@ -64,14 +71,46 @@ class Auth0(Issuer):
         key: SigningKey | None = None,
         vault: bool = False,
         api: str | None = None,
+        redirect_uris: Collection[str] = (),
+        logout_uris: Collection[str] = (),
     ) -> None:
         """Register an application, with the Management API scopes it was granted.
 
         Without any scope it has no grant for the Management API at all. It authenticates with the secret in the body,
         as Auth0 has it by default, or as `auth` says; or with a `key` (`private_key_jwt`). `vault` grants Token Vault;
         for access tokens it must also be linked to their `api`, the audience.
+
+        Users log in to those that have `redirect_uris`. A single-page app has no secret and `auth="none"`: then it
+        needs PKCE, and has no grant but the code's. `logout_uris` are where a logout may lead.
         """
-        self._clients.add(client_id, client_secret, methods=[auth], key=key, scopes=tuple(scopes), vault=vault, api=api)
+        settings = {
+            "scopes": () if auth == PUBLIC else tuple(scopes),
+            "vault": vault,
+            "api": api,
+            "redirect_uris": frozenset(redirect_uris),
+            "logout_uris": frozenset(logout_uris),
+        }
+        self._clients.add(client_id, client_secret, methods=[auth], key=key, **settings)
+
+    def add_api(self, audience: str, scopes: Collection[str] = ()) -> None:
+        """Register an API that users' tokens may be for, and the scopes an app may ask for there."""
+        self._codes.apis[audience] = frozenset(scopes)
+
+    def add_account(self, subject: str, identity: Identity, *, vault: bool = False) -> None:
+        """An account of the user at a provider, which they may connect: then it is linked, or put into Token Vault.
+
+        They are asked whether to when an app's authorization request names its `connection`. A tenant needs an Action
+        that links accounts for the one, and the My Account API for the other.
+        """
+
+        def connect() -> None:
+            if vault:
+                token, account = identity.access_token or "", identity.user_id
+                self.connect(subject, identity.connection, token, account=account, expires_in=identity.expires_in)
+            else:
+                self.link(subject, identity)
+
+        self._logins.add_account(subject, identity.connection, Account(identity.user_id, connect))
 
     def connect(
         self,
@@ -151,7 +190,14 @@ class Auth0(Issuer):
         """Answer 429, with `Retry-After` and/or Auth0's `X-RateLimit-*` fields; both in seconds from now."""
         self._script(path_prefix, times, answer=wire.rate_limited(path_prefix, retry_after, reset_in))
 
+    def answer(self, request: RecordedRequest) -> Answer:
+        answer = super().answer(request)
+        answer.headers = {**dict(answer.headers), **self._logins.readable_by(request)}
+        return answer
+
     def endpoint(self, request: RecordedRequest) -> Answer:
+        if (answer := self._logins.answer(request)) is not None:
+            return answer
         match request.method, request.raw_path:
             case "POST", "/oauth/token":
                 return self._token(request)
@@ -167,12 +213,16 @@ class Auth0(Issuer):
         grant = parameters.get("grant_type")
         if not grant:
             return wire.refused(400, "invalid_request", "Missing required parameter: grant_type")
-        if grant not in ("client_credentials", GRANT):
+        if grant not in ("client_credentials", CODE, GRANT):
             return wire.refused(403, "unsupported_grant_type", f"Unsupported grant type: {grant}")
         try:
             client = self._clients.authenticate(request, parameters, audiences=[self.issuer])
         except NotAuthenticated:
             return wire.refused(401, "access_denied", "Unauthorized")
+        if grant == CODE:
+            return self._codes.exchange(parameters, client)
+        if PUBLIC in client.methods:
+            return wire.refused(403, "unauthorized_client", f"Grant type '{grant}' not allowed for the client.")
         if grant == GRANT:
             return self._vault.answer(parameters, client, self)
         audience = parameters.get("audience")
