@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from time import monotonic, time
 from typing import Any, Final
@@ -20,6 +20,7 @@ from aiocache.base import BaseCache as BaseCache  # for the annotations of whoev
 from cryptography.fernet import InvalidToken
 
 from idp_middleware._fernet import fernet
+from idp_middleware._observation import CacheRecord, Record
 from idp_middleware._types import Token, _HoldsSecret
 from idp_middleware.errors import ConfigurationError
 
@@ -49,7 +50,7 @@ class TokenCache(_HoldsSecret):
         ConfigurationError: no usable keys.
     """
 
-    __slots__ = ("_backend", "_fernet", "_log_again_at", "_owned", "_resting_until")
+    __slots__ = ("_backend", "_fernet", "_log_again_at", "_owned", "_resting_until", "observe")
 
     def __init__(self, backend: BaseCache, *, encryption_keys: Sequence[str] | Sequence[bytes] = ()) -> None:
         if not isinstance(backend, BaseCache):
@@ -61,6 +62,8 @@ class TokenCache(_HoldsSecret):
         self._fernet = fernet(encryption_keys) if encryption_keys else None
         self._resting_until = 0.0
         self._log_again_at = 0.0
+        self.observe: Callable[[Record], None] | None = None
+        """Is told of failures."""
 
     @classmethod
     def from_url(cls, url: str, *, encryption_keys: Sequence[str] | Sequence[bytes]) -> TokenCache:
@@ -92,6 +95,7 @@ class TokenCache(_HoldsSecret):
         try:
             return self._opened(name, value)
         except (InvalidToken, ValueError, KeyError, TypeError, RecursionError) as exc:
+            self._tell("open")
             self._complain("a value in the shared token cache is not one of ours, or under another key: %s", exc)
             return None
 
@@ -158,8 +162,13 @@ class TokenCache(_HoldsSecret):
 
     def _failed(self, what: str, error: Exception) -> None:
         self._resting_until = monotonic() + REST
+        self._tell(what)
         # The kind only: the text may name hosts and users.
         self._complain("the shared token cache failed to %s: %s", what, type(error).__name__)
+
+    def _tell(self, what: str) -> None:
+        if self.observe is not None:
+            self.observe(CacheRecord(what))
 
     def _complain(self, message: str, *args: object) -> None:
         now = monotonic()

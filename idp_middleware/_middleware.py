@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from idp_middleware._engine import Engine
 from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound, Lookout
 from idp_middleware._lifespan import lifespan
+from idp_middleware._observation import Observer, Observers, Watch
 from idp_middleware._own import Endpoint, OwnEndpoints
 from idp_middleware._public_urls import lead_back, mount_of, public_origin
 from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
@@ -38,6 +39,7 @@ from idp_middleware._tokens import TokenEngine
 from idp_middleware._traces import forget_details
 from idp_middleware._types import AuthenticatorLike, Caller, RawHeaders
 from idp_middleware._upstream import Upstream, UpstreamResponse
+from idp_middleware._watched import WatchedAuthenticator, WatchedTokens, WatchedUpstream, noting
 from idp_middleware.errors import (
     CallerForbidden,
     ClientDisconnected,
@@ -75,6 +77,7 @@ class IdPMiddleware:
         transport: any httpx transport, in place of the built-in HTTP/1.1 engine; WebSockets go past it.
         cache: a `TokenCache`, or an aiocache backend in memory; default in process.
         on_error: makes the answer for an error of `errors`; default `problem_response`.
+        observers: are told of each request, and of what becomes of tokens; see `observers`.
 
     Raises:
         ConfigurationError: for a prefix, route or authenticator that cannot work.
@@ -90,11 +93,14 @@ class IdPMiddleware:
         transport: httpx.AsyncBaseTransport | None = None,
         cache: TokenCache | BaseCache | None = None,
         on_error: ErrorHandler | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.app: ASGIApp = nothing_behind if app is None else app
         self._routes = RouteMap(routes, prefix)
         self._authenticator = as_authenticator(authenticator)
-        self._tokens = TokenEngine(as_token_cache(cache))
+        self._observers = Observers(observers) if observers else None
+        kept = as_token_cache(cache)
+        self._tokens = TokenEngine(kept) if self._observers is None else WatchedTokens(kept, self._observers)
         self._upstream: Upstream = Engine() if transport is None else HTTPXUpstream(transport)
         self._websockets: WebSockets | None = None
         if any(route.websocket for route in self._routes):
@@ -103,6 +109,10 @@ class IdPMiddleware:
 
             self._websockets = WebSockets()
         self._on_error = on_error or problem_response
+        if self._observers is not None:
+            self._authenticator = WatchedAuthenticator(self._authenticator)
+            self._upstream = WatchedUpstream(self._upstream)
+            self._on_error = noting(self._on_error)
         # The same in every worker of a deployment, so that a loop through another worker is one too.
         names = "\n".join([prefix, *(f"{route.name} {route.upstream}" for route in self._routes)])
         self._pseudonym = b"idp_middleware-" + hashlib.sha256(names.encode()).hexdigest()[:8].encode()
@@ -119,11 +129,13 @@ class IdPMiddleware:
             scope[SCOPE_KEY] = self
             await self.app(scope, receive, send)
             return
+        serve = self._serve if scope["type"] == "http" else self._serve_websocket
         try:
-            if scope["type"] == "http":
-                await self._serve(scope, receive, send, rest)
-            elif scope["type"] == "websocket":
-                await self._serve_websocket(scope, receive, send, rest)
+            if self._observers is None:
+                await serve(scope, receive, send, rest)
+            else:
+                with Watch(self._observers, scope, receive, send, self._routes.name_of(rest)) as watch:
+                    await serve(scope, watch.receive, watch.send, rest)
         except Exception as exc:
             # Around us there may be an error reporter, which takes down every variable on the way.
             forget_details(exc)
@@ -217,7 +229,8 @@ class IdPMiddleware:
                 # Refused, for falling through would reach the app past every check.
                 raise CallerForbidden("no WebSockets on this route")
             async with self._websockets.exchange(scope, receive, send, route) as exchange:
-                opening = self._open(exchange.scope, exchange, rest, exchange)
+                upstream = exchange if self._observers is None else WatchedUpstream(exchange)
+                opening = self._open(exchange.scope, exchange, rest, upstream)
                 caller, route, target, response = await exchange.while_there(opening)
                 # The same line as above: nothing below raises what would be answered.
                 if response.status == 101:

@@ -360,6 +360,11 @@ class RouteMap:
             raise RouteNotFound("no such route")
         return route, remainder
 
+    def name_of(self, rest: bytes) -> str | None:
+        """The name of the route that `match` finds, if there is one."""
+        route = self._routes.get(rest[1:].partition(b"/")[0])
+        return None if route is None else route.name
+
 
 def raw_path(scope: Mapping[str, Any]) -> bytes:
     """The path of a scope as it came, without what the app is mounted under.
@@ -472,6 +477,7 @@ class _FunctionSource:
         parameters = inspect.signature(function).parameters
         self._takes_refused = "refused" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
 
     async def token(self, caller: Any, route: Any, *, refused: Any = None) -> Any:
         if self._takes_refused:

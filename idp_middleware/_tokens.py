@@ -18,6 +18,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from idp_middleware._loops import under_way
+from idp_middleware._observation import Record, note_token
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token
 from idp_middleware.errors import (
@@ -61,11 +62,19 @@ class TokenEngine:
       without the subject is a token of the app's own. Without it: issuer, subject, account and the caller's scopes.
     - `connect_url: str | None`, where a user connects an account, for tokens that lack scopes.
 
-    Routes are expected to live as long as the engine.
+    Routes are expected to live as long as the engine. `observe` is told what happens, and never raises.
     """
 
-    def __init__(self, cache: TokenCache | None = None, *, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(
+        self,
+        cache: TokenCache | None = None,
+        *,
+        max_entries: int = MAX_ENTRIES,
+        observe: Callable[[Record], None] | None = None,
+    ) -> None:
         self._cache = cache
+        if cache is not None and observe is not None:
+            cache.observe = observe
         self._keeper = TokenKeeper(max_entries=max_entries)
         # By id, since hashing a route means hashing all it holds. A plan keeps its route, so no id comes twice.
         self._plans: dict[int, _Plan] = {}
@@ -76,7 +85,7 @@ class TokenEngine:
         plan = self._plans.get(id(route)) or self._plan(route)
         key = plan.key(caller)
         if key is None:
-            return plan.sufficient(await _ask(caller, route, None))
+            return plan.sufficient(await self._ask(caller, route, None, None))
         # All that most requests ever run:
         token = self._keeper.get(key)
         if token is None:
@@ -95,7 +104,7 @@ class TokenEngine:
         plan = self._plans.get(id(route)) or self._plan(route)
         key = plan.key(caller)
         if key is None:
-            return plan.sufficient(await _ask(caller, route, refused))
+            return plan.sufficient(await self._ask(caller, route, None, refused))
         return plan.sufficient(await self._keeper.renew(key, self._fetch(caller, plan, key), refused))
 
     async def forget(self, caller: Caller, route: ProxyRoute) -> None:
@@ -114,6 +123,10 @@ class TokenEngine:
         if self._cache is not None:
             await self._cache.aclose()
 
+    async def _ask(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:  # noqa: ARG002
+        """The source's answer, in place of `held` or `refused`."""
+        return await _ask(caller, route, refused)
+
     def _plan(self, route: ProxyRoute) -> _Plan:
         identity = getattr(route.source, "identity", None)
         shared = None if identity is None else (tuple(identity), route.connection)
@@ -127,15 +140,16 @@ class TokenEngine:
         async def fetch(held: Token | None, refused: Token | None) -> Obtained:
             if cache is None or shared is None:
                 asked_at = time()
-                return await _ask(caller, plan.route, refused), asked_at
+                return await self._ask(caller, plan.route, held, refused), asked_at
             parts = (*shared, *key[1:])
             stored = await cache.get(parts)
             old = refused or held
             if stored is not None and _Held(*stored).until > time() and (old is None or differ(stored[0], old)):
+                note_token("shared")
                 return stored
             asked_at = time()
             try:
-                token = await _ask(caller, plan.route, refused)
+                token = await self._ask(caller, plan.route, held, refused)
             except IdentityNotLinked:
                 await cache.delete(parts)
                 raise
@@ -364,6 +378,8 @@ class _Held:
 
 
 async def _landing(flight: asyncio.Task[Token | IdPError]) -> Token:
+    # A flight of this request's own, which has yet to start, will say better.
+    note_token("joined")
     try:
         outcome = await asyncio.shield(flight)
     except asyncio.CancelledError:

@@ -13,6 +13,8 @@ PACKAGE = Path(idp_middleware.__file__).parent
 LAYERS = [
     {"_fernet", "_loops", "_traces", "_version", "errors", "testing"},
     {"_types"},
+    {"_observation"},
+    {"observers"},
     {"_rules", "_refusal", "_signing"},
     {"_routes"},
     {"_fields", "_lifespan", "_replacer", "stores"},
@@ -22,7 +24,7 @@ LAYERS = [
     {"_jwt", "_introspection", "_session", "_any_of"},
     {"providers"},
     {"_answers", "_websocket", "_websocket_offers", "_body_rewriting", "_authorized"},
-    {"_client", "_own"},
+    {"_client", "_own", "_watched"},
     {"_middleware"},
     {"fastapi"},
     {"_config_types"},
