@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check format bench clean help
+.PHONY: demo test check format bench fuzz clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make test      every test, with coverage'
 	@echo 'make check     format, lint and types'
 	@echo 'make format    mend format and what lint can mend'
+	@echo 'make fuzz      100,000 inputs of any kind for each place where strangers reach in (FUZZ="--runs 1000 token")'
 	@echo 'make bench     side by side with other proxies (BENCH=--quick: in a few minutes)'
 
 $(BIN)/python:
@@ -31,6 +32,11 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo 'Installing idp-middleware and what its tests need …'
 	@$(PIP) install -q --group dev -e '.[demo,redis,sqlalchemy]'
+	@touch $@
+
+# Apart, since it is large and comes for few platforms.
+$(VENV)/.fuzz: $(VENV)/.dev
+	@$(PIP) install -q --group fuzz
 	@touch $@
 
 # The demo answers Ctrl-C itself; make would only add an error of its own.
@@ -55,6 +61,10 @@ test: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH)
 
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz $(FUZZ)
+
 clean:
+	rm -rf tests/fuzz/.findings
 	rm -rf benchmarks/.setup benchmarks/.runs benchmarks/node/node_modules tests/independent/node_modules
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist

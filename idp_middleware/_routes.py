@@ -278,6 +278,7 @@ _SUSPECT = re.compile(rb"[^!-~]|[#\\%;?]|/\.")
 _UNSAFE_RAW = re.compile(rb"[^!-~]|[#\\?]|%[uU]00(?:2[eEfF]|5[cC])")
 _UNSAFE_DECODED = re.compile(rb"[\x00\r\n\\]")
 _UNSAFE_IN_QUERY = re.compile(rb"[^!-~]|#")
+_TRIMMED = bytes(range(0x21))
 # What lax UTF-8 decoders read as "." and "/", though no valid encoder writes it (RFC 3629 section 10).
 _OVERLONG = re.compile(rb"\xc0[\xae\xaf]|\xc1\x9c|[\xe0]\x80[\xae\xaf]|\xf0\x80\x80[\xae\xaf]")
 
@@ -293,8 +294,9 @@ def refuse_unsafe_path(rest: bytes) -> None:
     if _UNSAFE_DECODED.search(decoded) or _OVERLONG.search(decoded):
         raise BadRequest("unsafe encoded byte in the path")
     for segment in decoded.split(b"/"):
-        # Servers of the Servlet family drop ";…" before they resolve dots, and Windows white space behind them.
-        if segment.partition(b";")[0].translate(None, b"\t ") in (b".", b".."):
+        # Servers of the Servlet family drop ";…" before they resolve dots. Windows drops spaces behind them, and Java's
+        # String.trim every control character around them.
+        if segment.partition(b";")[0].translate(None, _TRIMMED) in (b".", b".."):
             raise BadRequest("dot segment in the path")
 
 
