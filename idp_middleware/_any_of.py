@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
 
 from idp_middleware._types import Authenticator, AuthenticatorLike, Caller
 from idp_middleware.errors import ConfigurationError, NotMine
+
+if TYPE_CHECKING:
+    from idp_middleware._cache import TokenCache
 
 
 class AnyOf:
@@ -55,6 +58,12 @@ class AnyOf:
             except NotMine as refusal:
                 refusals.append(refusal)
         raise _Nobodys(refusals)
+
+    def use_cache(self, cache: TokenCache) -> None:
+        """Pass the shared cache on to those that can use one."""
+        for authenticator in self.authenticators:
+            if (use_cache := getattr(authenticator, "use_cache", None)) is not None:
+                use_cache(cache)
 
     async def aclose(self) -> None:
         """Close the connections of all that have any."""

@@ -7,6 +7,9 @@ nor of what is in a key.
     every MAX_AGE       fetched in the background; this is how a withdrawn key is noticed
     an unknown key id   fetched while that caller waits, at most once per COOL_DOWN, the longest a new key is refused
     a failed fetch      changes nothing but when to try next
+
+Behind a cache that workers share, one of them fetches, and the others take what it brought: by age while it is younger
+than MAX_AGE; for an unknown key id if it has that key, or is younger than COOL_DOWN, which then holds for all of them.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from idp_middleware._idp_http import IdPClient
 from idp_middleware._jwk import Key, read_keys
 from idp_middleware._loops import under_way
 from idp_middleware._routes import parse_base_url
 from idp_middleware.errors import ConfigurationError, IdPError, TokenSourceFailed, TokenSourceUnavailable
+
+if TYPE_CHECKING:
+    from idp_middleware._cache import TokenCache
 
 MAX_AGE = 600.0
 """Seconds; identity providers advise to keep keys for five to ten minutes."""
@@ -31,6 +37,13 @@ COOL_DOWN = 30.0
 
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 300.0
+_CLOCKS_DIFFER = 5.0
+
+Wanted: TypeAlias = tuple[str | None, str]
+"""A key id (or none) and an algorithm."""
+
+Fetched: TypeAlias = tuple[dict[str, Any], float]
+"""A key set, and when it was asked for (seconds since the epoch)."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +65,7 @@ class KeySet:
         self._algorithms = algorithms
         self._allow_insecure = allow_insecure
         self._client = client
+        self.shared: TokenCache | None = None
         self._keys: tuple[Key, ...] = ()
         self._flight: asyncio.Task[None] | None = None
         self._failures = 0
@@ -59,6 +73,7 @@ class KeySet:
         # No fetch by age within these; two of them so that a clock that was set back does not stop the fetching.
         self._since = self._until = 0.0
         self._asked_at = 0.0
+        self._fetched_at = 0.0
 
     def keep_fresh(self, now: float) -> None:
         """Start a fetch in the background if the keys have come of age; costs two comparisons if not."""
@@ -75,7 +90,7 @@ class KeySet:
             if found or not (self._flying() or self._may_ask()):
                 return found
             # Not awaited as such: a caller who gives up must not take the fetch away from the others.
-            await asyncio.wait((self._fly(),))
+            await asyncio.wait((self._fly((kid, alg)),))
         else:
             await self._first_fetch()
         return self._fitting(kid, alg)
@@ -107,28 +122,56 @@ class KeySet:
     def _flying(self) -> asyncio.Task[None] | None:
         return self._flight if under_way(self._flight) else None
 
-    def _fly(self) -> asyncio.Task[None]:
+    def _fly(self, wanted: Wanted | None = None) -> asyncio.Task[None]:
         flight = self._flying()
         if flight is None:
-            flight = self._flight = asyncio.create_task(self._refresh())
+            flight = self._flight = asyncio.create_task(self._refresh(wanted))
         return flight
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, wanted: Wanted | None) -> None:
         try:
-            keys = read_keys(await self._document(await self._url()), self._algorithms, self._keys)
-            if not keys:
-                raise TokenSourceFailed("no usable keys in the key set")
+            if self.shared is None:
+                fetched = await self._fetch()
+            else:
+                fetched = await self.shared.obtain_keys(
+                    (self._issuer, self._jwks_url, frozenset(self._algorithms)),
+                    self._fetch,
+                    serves=lambda found: self._will_do(found, wanted),
+                    until=lambda fetched: fetched[1] + MAX_AGE,
+                )
         except IdPError as exc:
             self._failed(str(exc), getattr(exc, "retry_after", None))
         else:
-            self._adopt(keys)
+            self._adopt(*fetched)
 
-    def _adopt(self, keys: tuple[Key, ...]) -> None:
+    async def _fetch(self) -> Fetched:
+        asked_at = time.time()
+        document = await self._document(await self._url())
+        if not self._read(document):
+            raise TokenSourceFailed("no usable keys in the key set")
+        return {"keys": document["keys"]}, asked_at
+
+    def _read(self, document: dict[str, Any]) -> tuple[Key, ...]:
+        return read_keys(document, self._algorithms, self._keys)
+
+    def _will_do(self, found: Fetched, wanted: Wanted | None) -> bool:
+        """Whether what another worker has fetched is as good as what we would fetch."""
+        document, asked_at = found
+        age = time.time() - asked_at
+        # Never an older one than ours: whoever can write to the cache could bring a withdrawn key back.
+        # Nor one from the future, which would pass for new as long as that lasts.
+        if asked_at <= self._fetched_at or not -_CLOCKS_DIFFER < age < MAX_AGE or not (keys := self._read(document)):
+            return False
+        return wanted is None or age < COOL_DOWN or any(key.fits(*wanted) for key in keys)
+
+    def _adopt(self, document: dict[str, Any], asked_at: float) -> None:
+        keys = self._read(document)
         for key in self._keys:
             key.live = key in keys
         self._keys = keys
         self._failures = 0
-        self._since = time.time()
+        self._fetched_at = asked_at
+        self._since = min(asked_at, time.time())
         self._until = self._since + MAX_AGE
 
     def _failed(self, reason: str, retry_after: float | None) -> None:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from hashlib import sha256
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import httpx
 from starlette.requests import HTTPConnection
@@ -35,6 +35,9 @@ from idp_middleware._jwks import KeySet
 from idp_middleware._routes import parse_base_url
 from idp_middleware._types import Caller
 from idp_middleware.errors import ConfigurationError, NotMine
+
+if TYPE_CHECKING:
+    from idp_middleware._cache import TokenCache
 
 MAX_VERIFIED = 10_000
 """Verified tokens that are remembered; the least recently seen is forgotten first. As many that are not ours."""
@@ -157,6 +160,10 @@ class JWTAuthenticator:
             raise
         _remember(self._verified, digest, verified)
         return verified.caller
+
+    def use_cache(self, cache: TokenCache) -> None:
+        """Share the issuer's keys with other workers through `cache`; `IdPMiddleware` calls this with its own."""
+        self._keys.shared = cache
 
     async def aclose(self) -> None:
         """Close the connections to the identity provider; a later request opens new ones."""

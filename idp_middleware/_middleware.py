@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -99,8 +99,10 @@ class IdPMiddleware:
         self._routes = RouteMap(routes, prefix)
         self._authenticator = as_authenticator(authenticator)
         self._observers = Observers(observers) if observers else None
-        kept = as_token_cache(cache)
-        self._tokens = TokenEngine(kept) if self._observers is None else WatchedTokens(kept, self._observers)
+        self._cache = as_token_cache(cache)
+        self._tokens = (
+            TokenEngine(self._cache) if self._observers is None else WatchedTokens(self._cache, self._observers)
+        )
         self._upstream: Upstream = Engine() if transport is None else HTTPXUpstream(transport)
         self._websockets: WebSockets | None = None
         if any(route.websocket for route in self._routes):
@@ -119,6 +121,11 @@ class IdPMiddleware:
         self._via = b"1.1 " + self._pseudonym
         self._lookout = Lookout()
         self._own = OwnEndpoints(self._routes, self.authenticate, self._tokens)
+        if self._cache is not None:
+            # Besides users' tokens: keys of issuers, sources' own tokens.
+            for part in self._parts():
+                if (use_cache := getattr(part, "use_cache", None)) is not None:
+                    use_cache(self._cache)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -359,10 +366,17 @@ class IdPMiddleware:
         await self._upstream.aclose()
         if self._websockets is not None:
             await self._websockets.aclose()
-        parts = {id(part): part for part in (self._authenticator, *(route.source for route in self._routes))}
-        for part in parts.values():
+        for part in self._parts():
             if (aclose := getattr(part, "aclose", None)) is not None:
                 await aclose()
+        if self._cache is not None:
+            # Once more: what the parts broke off let go of its claims.
+            await self._cache.aclose()
+
+    def _parts(self) -> Iterable[object]:
+        """The authenticator and the token sources, each once."""
+        parts = (self._authenticator, *(route.source for route in self._routes))
+        return {id(part): part for part in parts}.values()
 
 
 def _authorize(caller: Caller, route: ProxyRoute, method: str, rest: bytes) -> None:

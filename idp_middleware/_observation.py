@@ -87,7 +87,8 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class CacheRecord:
-    """The shared cache failed to `read`, `write`, `delete` or `open` (decrypt) a value; the source is asked instead."""
+    """The shared cache failed to `read`, `write`, `delete`, `claim` or `open` (decrypt) a value; the source is asked
+    instead."""
 
     operation: str
 
@@ -182,10 +183,10 @@ class Watch:
         "bytes_out",
         "caller",
         "found",
+        "outcome",
         "problem",
         "route",
         "status",
-        "outcome",
         "token_wait",
         "upstream",
     )

@@ -135,28 +135,43 @@ class TokenEngine:
         return plan
 
     def _fetch(self, caller: Caller, plan: _Plan, key: tuple[Any, ...]) -> Fetch:
-        cache, shared = self._cache, plan.shared
+        asked = False
+
+        async def ask(held: Token | None, refused: Token | None) -> Obtained:
+            nonlocal asked
+            asked, asked_at = True, time()
+            return await self._ask(caller, plan.route, held, refused), asked_at
+
+        if self._cache is None or plan.shared is None:
+            return ask
+        shared = shared_fetch(self._cache, (*plan.shared, *key[1:]), ask, lambda: self._keeper.asked_at(key))
 
         async def fetch(held: Token | None, refused: Token | None) -> Obtained:
-            if cache is None or shared is None:
-                asked_at = time()
-                return await self._ask(caller, plan.route, held, refused), asked_at
-            parts = (*shared, *key[1:])
-            stored = await cache.get(parts)
-            old = refused or held
-            if stored is not None and _Held(*stored).until > time() and (old is None or differ(stored[0], old)):
+            obtained = await shared(held, refused)
+            if not asked:
                 note_token("shared")
-                return stored
-            asked_at = time()
-            try:
-                token = await self._ask(caller, plan.route, held, refused)
-            except IdentityNotLinked:
-                await cache.delete(parts)
-                raise
-            await cache.set(parts, token, asked_at, ttl=_Held(token, asked_at).until - time())
-            return token, asked_at
+            return obtained
 
         return fetch
+
+
+def shared_fetch(cache: TokenCache, parts: tuple[Any, ...], ask: Fetch, asked_at: Callable[[], float]) -> Fetch:
+    """`ask`, behind the shared cache: what another process has obtained since `asked_at()` will do.
+
+    `parts` are what the token depends on. The time is that of the token to be replaced (seconds since the epoch).
+    """
+
+    async def fetch(held: Token | None, refused: Token | None) -> Obtained:
+        old, since = refused or held, asked_at()
+
+        def serves(stored: Obtained) -> bool:
+            # Later too, since a cache that comes back from a backup has what was refused long ago.
+            newer = old is None or (stored[1] > since and differ(stored[0], old))
+            return newer and _serves_until(stored) > time()
+
+        return await cache.obtain(parts, lambda: ask(held, refused), serves=serves, until=_serves_until)
+
+    return fetch
 
 
 class _Plan:
@@ -228,6 +243,11 @@ class TokenKeeper:
             self._held.move_to_end(key)
             return held.token
         return None
+
+    def asked_at(self, key: Hashable) -> float:
+        """When the token under `key` was asked for (seconds since the epoch); 0 where there is none."""
+        held = self._held.get(key)
+        return 0.0 if held is None else held.asked_at
 
     async def token(self, key: Hashable, fetch: Fetch) -> Token:
         """The token under `key`; fetched where there is none, and in the background where it expires soon.
@@ -347,11 +367,12 @@ class TokenKeeper:
 class _Held:
     """A token and how long it serves."""
 
-    __slots__ = ("failures", "refresh_at", "renewals", "renewed_at", "token", "until")
+    __slots__ = ("asked_at", "failures", "refresh_at", "renewals", "renewed_at", "token", "until")
 
     def __init__(self, token: Token, asked_at: float) -> None:
         life = MAX_AGE if token.expires_at is None else token.expires_at - asked_at
         self.token = token
+        self.asked_at = asked_at
         # In proportion where a token lives shortly, or it would never serve twice.
         self.until = asked_at + life - min(CLOCK_SKEW, life / 10)
         self.refresh_at = self.until - min(REFRESH_BEFORE, life / 5)
@@ -375,6 +396,10 @@ class _Held:
             return False
         self.renewals -= 1
         return True
+
+
+def _serves_until(obtained: Obtained) -> float:
+    return _Held(*obtained).until
 
 
 async def _landing(flight: asyncio.Task[Token | IdPError]) -> Token:

@@ -9,12 +9,12 @@ import re
 from collections.abc import Collection
 from dataclasses import replace
 from time import time
-from typing import Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import quote
 
 from idp_middleware._idp_http import Answer
 from idp_middleware._routes import ProxyRoute
-from idp_middleware._tokens import Obtained, TokenKeeper
+from idp_middleware._tokens import Fetch, Obtained, TokenKeeper, shared_fetch
 from idp_middleware._types import Caller, Token, _HoldsSecret
 from idp_middleware.errors import (
     ConfigurationError,
@@ -25,6 +25,9 @@ from idp_middleware.errors import (
 )
 from idp_middleware.sources._auth0_refresh import ProviderRefresh, Refreshing
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token, server_url
+
+if TYPE_CHECKING:
+    from idp_middleware._cache import TokenCache
 
 _EXTRA: Final = ("access_token_secret",)
 """What of an identity goes with its token: an OAuth 1.0a provider's requests are signed with the secret."""
@@ -74,6 +77,7 @@ class Auth0Management(_HoldsSecret):
         }
         self._endpoint = auth0_token_endpoint(self._base_url, client_id, **client)
         self._management = TokenKeeper()
+        self._obtain: Fetch = self._grant
         self._refreshing = Refreshing(refresh, **client)
 
     @property
@@ -118,6 +122,14 @@ class Auth0Management(_HoldsSecret):
         except (TypeError, ValueError):
             raise TokenSourceFailed("Auth0 gave an access_token that can't stand in a header") from None
 
+    def use_cache(self, cache: TokenCache) -> None:
+        """Share the management token with other workers through `cache`; `IdPMiddleware` calls this with its own.
+
+        A tenant's plan has a quota of them.
+        """
+        key = ("auth0-management-token", self._base_url, self._endpoint.client_id, self._fields["audience"])
+        self._obtain = shared_fetch(cache, key, self._grant, lambda: self._management.asked_at(None))
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._management.aclose()
@@ -129,11 +141,11 @@ class Auth0Management(_HoldsSecret):
 
     async def _look_up(self, segment: str) -> Answer:
         url = f"{self._base_url}/api/v2/users/{segment}?fields=identities&include_fields=true"
-        management = await self._management.token(None, self._grant)
+        management = await self._management.token(None, self._obtain)
         answer = await self._get(url, management)
         if answer.status == 401:
             # Withdrawn before its time: the client's secret was rotated, its grant renewed.
-            management = await self._management.renew(None, self._grant, management)
+            management = await self._management.renew(None, self._obtain, management)
             answer = await self._get(url, management)
         return answer
 
