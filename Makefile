@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check format bench fuzz clean help
+.PHONY: demo test check format docs bench fuzz clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make test      every test, with coverage'
 	@echo 'make check     format, lint and types'
 	@echo 'make format    mend format and what lint can mend'
+	@echo 'make docs      the documentation as a site, in build/site'
 	@echo 'make fuzz      100,000 inputs of any kind for each place where strangers reach in (FUZZ="--runs 1000 token")'
 	@echo 'make bench     side by side with other proxies (BENCH=--quick: in a few minutes)'
 
@@ -58,6 +59,9 @@ test: $(VENV)/.dev
 	@$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
+docs: $(VENV)/.dev
+	$(BIN)/python -m docs
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH)
 
@@ -67,4 +71,4 @@ fuzz: $(VENV)/.fuzz
 clean:
 	rm -rf tests/fuzz/.findings
 	rm -rf benchmarks/.setup benchmarks/.runs benchmarks/node/node_modules tests/independent/node_modules
-	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build

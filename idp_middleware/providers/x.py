@@ -46,6 +46,8 @@ def x_oauth1(
 ) -> ProxyRoute:
     """X's API, `/2` and `/1.1`, with OAuth 1.0a: requests are signed (HMAC-SHA1) with the app's and the user's secret.
 
+    `consumer_key` and `consumer_secret` are the app's own, as X's developer portal shows them.
+
     A token needs its `access_token_secret` in `extra`: Auth0 has it in the profile, an app's token store in what the
     app put. The parameters of a query and of a form are signed, so a form of more than 64 KiB is refused; JSON and
     files are not signed. Needs the extra `oauth1`.

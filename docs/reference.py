@@ -1,0 +1,309 @@
+"""Markdown made from the code: keys of the configuration file, public names, presets, problems, the command line.
+
+Knows signatures, annotations and docstrings, and reads them with the eyes of the configuration file itself
+(`_config_types`), so that a key that is missing here is missing there too. A docstring's `Args` are its keys' meanings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from idp_middleware import ProxyRoute, Rule, Timeout, TokenCache, config, errors, providers, sources
+from idp_middleware._cli import _parser
+from idp_middleware._config_file import SECRETS
+from idp_middleware._config_types import in_words, vocabulary
+
+MODULES = ("", "sources", "providers", "stores", "fastapi", "errors", "testing")
+"""Where public names are: the package and what users import of it."""
+
+_SHARED = {
+    "client_secret": "the app's password there",
+    "client_auth": "how it is sent: `post`, in the body, or `basic`, in the `Authorization` header",
+    "private_key": "instead of a secret, the key in PEM that signs a statement for each request (`private_key_jwt`)",
+    "key_id": "the key's name at the server, where the client has several there",
+    "issuer": "the server's name, where signed statements have to be for that rather than for the endpoint",
+    "allow_insecure": "permit `http://` to a host that is not loopback",
+    "timeout": "bounds on waiting for the server; see [time-outs](#time-outs)",
+    "domain": "the tenant, such as `acme.eu.auth0.com`",
+    "upstream": "the base URL, where it is not the preset's own",
+    "encryption_keys": "Fernet keys: the first encrypts, all of them decrypt; see [secrets](#secrets)",
+    "url": "`redis://[[user]:password@]host[:port][/db]`, or `rediss://` for TLS",
+}
+"""What keys mean whose meaning is told in prose in the code, or where several share it."""
+
+
+class Described:
+    """A docstring in its parts."""
+
+    def __init__(self, thing: object) -> None:
+        text = inspect.getdoc(thing) or ""
+        self.prose, _, rest = re.sub(r"\n\s*Raises:\n.*?(?=\n\S|\Z)", "", text, flags=re.S).partition("\nArgs:\n")
+        self.prose = self.prose.strip()
+        self.arguments = {
+            name: " ".join(meaning.split())
+            for name, meaning in re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w+: |\Z)", rest, re.M | re.S)
+        }
+
+    @property
+    def first(self) -> str:
+        """The first paragraph."""
+        return " ".join(self.prose.partition("\n\n")[0].split())
+
+
+def keys(factory: Callable[..., Any], *, without: Iterable[str] = ()) -> str:
+    """A table of the keys that stand for the arguments of `factory`."""
+    described, defaults = meanings(factory), _defaults(factory)
+    rows = []
+    for key, (kind, required) in vocabulary(factory).items():
+        if key in without:
+            continue
+        what = in_words(kind)
+        if key == "max_body":
+            what += ' or a size such as "10MiB"'
+        if key in SECRETS:
+            what += " **(secret)**"
+        default = "**required**" if required else _written(defaults.get(key))
+        rows.append(f"| `{key}` | {what} | {default} | {_cell(described[key])} |")
+    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def meanings(factory: Callable[..., Any]) -> dict[str, str]:
+    """What each key means, from the docstring that tells it: its own, or the one its options are handed on to."""
+    own, routes = Described(factory).arguments, Described(ProxyRoute).arguments
+    found = {}
+    for key in vocabulary(factory):
+        meaning = own.get(key) or (routes.get(key) if factory in _ROUTES else None) or _SHARED.get(key)
+        if meaning in (None, "as above."):
+            meaning = _mentioned(key, factory)
+        found[key] = meaning
+    return found
+
+
+def _mentioned(key: str, factory: Callable[..., Any]) -> str:
+    """The sentence of the prose that a key is in."""
+    prose = " ".join(Described(factory).prose.partition("\n- ")[0].split())
+    for sentence in re.split(r"(?<=[.:;]) (?=[A-Z`])", prose):
+        if f"`{key}`" in sentence:
+            return sentence.rstrip(";")
+    raise LookupError(f"{factory.__name__}: no docstring says what {key} means")
+
+
+def _defaults(factory: Callable[..., Any]) -> dict[str, Any]:
+    found = dict(_TYPED_DEFAULTS)
+    for each in (ProxyRoute, factory) if factory in _ROUTES else (factory,):
+        for name, parameter in inspect.signature(each).parameters.items():
+            if parameter.default is not parameter.empty and "factory" not in repr(parameter.default):
+                found[name] = parameter.default
+    return found
+
+
+_TYPED_DEFAULTS: Mapping[str, Any] = {"client_auth": "post", "allow_insecure": False}
+_ROUTES = (ProxyRoute, *providers.PRESETS.values())
+
+
+def _written(value: Any) -> str:
+    """A default as the file would have it."""
+    if value is None or value == () or value == frozenset():
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, frozenset | set):
+        return "`" + ", ".join(sorted(value)) + "`"
+    if isinstance(value, tuple | list):
+        return "`[" + ", ".join(f'"{item}"' for item in value) + "]`"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    return f"`{value}`" if isinstance(value, int | float) else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _types(factories: Mapping[str, Callable[..., Any]]) -> str:
+    parts = []
+    for name, factory in factories.items():
+        parts += [f'### `type = "{name}"`', Described(factory).prose, keys(factory)]
+    return "\n\n".join(parts)
+
+
+def _tables() -> str:
+    """What stands in tables inside of tables."""
+    rules = f"### `[[routes.NAME.rules]]`\n\n{Described(Rule).first}\n\n{keys(Rule)}"
+    refresh = sources.ProviderRefresh
+    entries = f"### `[[sources.NAME.refresh]]` of `auth0-management`\n\n{Described(refresh).prose}\n\n{keys(refresh)}"
+    rows = [f"| `{field.name}` | {field.default} | {_TIMEOUTS[field.name]} |" for field in fields(Timeout)]
+    times = "\n".join(["### Time-outs", "", "| key | seconds | bounds |", "|---|---|---|", *rows])
+    return "\n\n".join([rules, entries, times])
+
+
+_TIMEOUTS = {
+    "connect": "DNS, TCP and TLS",
+    "read": "the wait for the next bytes",
+    "write": "the wait until the next bytes are taken",
+    "pool": "the wait for a free connection",
+}
+
+
+def _presets() -> str:
+    """What each preset has besides the keys of every route, and what its vendor's pages say."""
+    overview = ["| `provider` | leads to | needs besides | a refused token looks like |", "|---|---|---|---|"]
+    parts = []
+    for name, preset in providers.PRESETS.items():
+        own = {key: kind for key, kind in vocabulary(preset).items() if key not in vocabulary(ProxyRoute)}
+        needed = ", ".join(f"`{key}`" for key, (_, required) in own.items() if required)
+        base = inspect.signature(preset).parameters["upstream"].default
+        said = Described(preset).prose
+        refused = re.search(r"- Refused: (.*?)\. ", " ".join(said.split()) + " ")
+        overview.append(
+            f"| [`{name}`](#{name}) | `{base}` | {needed} | {refused[1] if refused else 'as its sibling'} |"
+        )
+        rows = [
+            f"| `{key}` | {in_words(kind)}{' **(secret)**' if key in SECRETS else ''} | "
+            f"{'**required**' if required else ''} | {_cell(meanings(preset)[key])} |"
+            for key, (kind, required) in own.items()
+        ]
+        table = ["| key | value | default | meaning |", "|---|---|---|---|", *rows] if rows else []
+        parts += [f"## {name} {{ #{name} }}", _linked(said), "\n".join(table)]
+    return "\n\n".join(["\n".join(overview), *filter(None, parts)])
+
+
+def _linked(text: str) -> str:
+    """With plain URLs as links, short ones."""
+    return re.sub(r"(?<![<(`])https://[^\s,`)]+[^\s,.;`)]", lambda url: f"<{url[0]}>", text)
+
+
+def _problems() -> str:
+    """All answers of our own, each with its page."""
+    rows = [
+        f"| [`{error.name}`]({error.name}.md) | {error.status} | {error.title} | `{error.proxy_error}` |"
+        for error in problems()
+    ]
+    return "\n".join(["| problem | status | title | `Proxy-Status: …; error=` |", "|---|---|---|---|", *rows])
+
+
+def problems() -> list[type[errors.IdPError]]:
+    """Every error that has a name of its own, by status."""
+    found: dict[str, type[errors.IdPError]] = {}
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.IdPError) and error.name != errors.IdPError.name:
+            found.setdefault(error.name, error)
+    return sorted(found.values(), key=lambda error: (error.status, error.name))
+
+
+def _public_names() -> str:
+    parts = []
+    for module in MODULES:
+        name = f"idp_middleware.{module}" if module else "idp_middleware"
+        imported = importlib.import_module(name)
+        parts += [f"## {name}"]
+        for public in public_names(imported):
+            thing = getattr(imported, public)
+            if not inspect.ismodule(thing):
+                parts.append(_entry(public, thing))
+    return "\n\n".join(parts)
+
+
+def public_names(module: Any) -> list[str]:
+    """What a module offers: its `__all__`, or what it defines itself."""
+    listed: list[str] | None = getattr(module, "__all__", None)
+    if listed is not None:
+        return sorted(listed)
+    return sorted(
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__
+    )
+
+
+def _entry(name: str, thing: Any) -> str:
+    if not callable(thing):
+        return f"### `{name}`\n\nA constant: {_short(thing)}."
+    described = Described(thing)
+    parts = [f"### `{name}`"]
+    if not (isinstance(thing, type) and issubclass(thing, errors.IdPError)):
+        parts.append(f"```text\n{_signature(name, thing)}\n```")
+    parts.append(_linked(described.prose))
+    if described.arguments:
+        parts.append("\n".join(f"- `{key}`: {meaning}" for key, meaning in described.arguments.items()))
+    if isinstance(thing, type):
+        methods = [
+            f"- `{_signature(key, method, bound=True)}`: {Described(method).first}"
+            for key, method in vars(thing).items()
+            if not key.startswith("_")
+            and inspect.isfunction(inspect.unwrap(_function(method)))
+            and inspect.getdoc(_function(method))
+        ]
+        if methods:
+            parts.append("\n".join(methods))
+    return "\n\n".join(filter(None, parts))
+
+
+def _function(method: Any) -> Any:
+    return method.__func__ if isinstance(method, classmethod | staticmethod) else method
+
+
+def _signature(name: str, thing: Any, *, bound: bool = False) -> str:
+    function = _function(thing)
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return name
+    parameters = list(signature.parameters.values())
+    if bound and parameters and parameters[0].name in ("self", "cls"):
+        parameters = parameters[1:]
+    shown: list[str] = []
+    starred = False
+    for each in parameters:
+        if each.kind is each.KEYWORD_ONLY and not starred:
+            shown.append("*")
+        starred = starred or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
+        mark = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        default = "" if each.default is each.empty else f"={_short(each.default)}"
+        shown.append(f"{mark}{each.name}{default}")
+    text = f"{name}({', '.join(shown)})"
+    prefix = "async " if inspect.iscoroutinefunction(function) else ""
+    if len(text) <= 100 or bound:
+        return prefix + text
+    return prefix + f"{name}(\n    " + ",\n    ".join(shown) + ",\n)"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    if "factory" in text or " at 0x" in text or len(text) > 60:
+        return "…"
+    return text
+
+
+def _commands() -> str:
+    """The help of the command and of each of its own."""
+    # argparse breaks lines where the terminal ends.
+    os.environ["COLUMNS"] = "90"
+    os.environ["NO_COLOR"] = "1"
+    parser = _parser()
+    parts = [f"```text\n{parser.format_help()}```"]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                parts += [f"## {name}", f"```text\n{command.format_help()}```"]
+    return "\n\n".join(parts)
+
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "authenticators": lambda: _types(config.AUTHENTICATORS),
+    "cache": lambda: keys(TokenCache.from_url),
+    "commands": _commands,
+    "names": _public_names,
+    "presets": _presets,
+    "problems": _problems,
+    "routes": lambda: keys(ProxyRoute, without={"name"}),
+    "sources": lambda: _types(config.SOURCES),
+    "tables": _tables,
+}

@@ -1,0 +1,67 @@
+"""The documentation's site builds without a warning, fetches nothing, and leaves out nothing that the code has."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from docs import reference
+from docs.assemble import assemble, build
+from idp_middleware import config, providers
+from idp_middleware._config_types import vocabulary
+from tests import pages
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    pytest.importorskip("zensical", reason="the dependency group docs is not installed")
+    directory = tmp_path_factory.mktemp("site")
+    assemble(directory)
+    assert build(directory) == 0
+    return directory / "site"
+
+
+def test_every_page_is_built(site: Path) -> None:
+    """Strictly: a link or an anchor that leads nowhere fails the build."""
+    for page in pages.DOCS.rglob("*.md"):
+        assert (site / page.relative_to(pages.DOCS).with_suffix(".html")).exists()
+
+
+def test_readers_fetch_nothing_from_others(site: Path) -> None:
+    """No font, script or picture of somebody else's: pages of a security tool are read where nothing gets out."""
+    loaded = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"'> ]+)""")
+    for page in site.rglob("*.html"):
+        assert loaded.findall(page.read_text()) == []
+    for sheet in site.rglob("*.css"):
+        assert re.findall(r"url\(['\"]?(?:https?:)?//", sheet.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [*config.AUTHENTICATORS.values(), *config.SOURCES.values(), *providers.PRESETS.values()],
+    ids=lambda factory: factory.__name__,
+)
+def test_every_key_says_what_it_means(factory) -> None:
+    """The reference is made of docstrings: one that leaves a key out is told here, by its name."""
+    meanings = reference.meanings(factory)
+    assert meanings.keys() == vocabulary(factory).keys()
+    assert all(len(meaning) > 10 for meaning in meanings.values())
+
+
+def test_the_reference_has_every_name(site: Path) -> None:
+    """Public names, types, presets, problems and commands, as the code has them now."""
+    read = {path.name: path.read_text() for path in site.glob("*.html")}
+    for kind in [*config.AUTHENTICATORS, *config.SOURCES]:
+        assert f'type = "{kind}"' in read["configuration.html"].replace("&quot;", '"')
+    for preset in providers.PRESETS:
+        assert f'id="{preset}"' in read["providers.html"]
+    for name in reference.MODULES:
+        module = importlib.import_module(f"idp_middleware.{name}".rstrip("."))
+        for public in reference.public_names(module):
+            assert public in read["api.html"], f"{module.__name__}.{public}"
+    for command in ("serve", "check", "demo"):
+        assert f'id="{command}"' in read["commands.html"]
