@@ -88,6 +88,7 @@ def _count(text: str) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     uvicorn = _extra("uvicorn", "server")
     from idp_middleware._middleware import IdPMiddleware
+    from idp_middleware._process import settle
     from idp_middleware.config import load_config
 
     # Also where workers will read it again: here a mistake is one line, not one per worker.
@@ -97,6 +98,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         # Workers are new processes, which can be told what to import but not be handed an object.
         os.environ["IDP_CONFIG"] = arguments.config
         app = "idp_middleware.asgi:app"
+    else:
+        settle()
     # Ctrl-C is how a server ends; versions of uvicorn differ in whether they let it through.
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.run(
@@ -104,6 +107,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             host=arguments.host,
             port=arguments.port,
             workers=arguments.workers,
+            http="idp_middleware.uvicorn:OneWrite",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=_GRACE,

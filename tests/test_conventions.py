@@ -11,7 +11,7 @@ import idp_middleware
 
 PACKAGE = Path(idp_middleware.__file__).parent
 LAYERS = [
-    {"_fernet", "_loops", "_traces", "_version", "errors", "testing"},
+    {"_fernet", "_loops", "_process", "_traces", "_version", "errors", "testing"},
     {"_types"},
     {"_observation"},
     {"observers"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"_answers", "_websocket", "_websocket_offers", "_body_rewriting", "_authorized"},
     {"_client", "_own", "_watched"},
     {"_middleware"},
-    {"fastapi"},
+    {"fastapi", "uvicorn"},
     {"_config_types"},
     {"_config_file"},
     {"config"},
@@ -62,7 +62,7 @@ CORNERS = {
     "oauthlib": {"providers"},
     "sqlalchemy": {"stores"},
     "sqlite3": {"stores"},
-    "uvicorn": {"_cli", "_demo", "testing"},
+    "uvicorn": {"_cli", "_demo", "testing", "uvicorn"},
     "fastapi": {"fastapi", "_demo"},
 }
 
