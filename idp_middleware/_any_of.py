@@ -39,7 +39,7 @@ class AnyOf:
     def __init__(self, *authenticators: AuthenticatorLike) -> None:
         if not authenticators:
             raise ConfigurationError("needs at least one", key="authenticator")
-        self.authenticators = tuple(map(as_authenticator, authenticators))
+        self.authenticators: tuple[Authenticator, ...] = tuple(map(as_authenticator, authenticators))
 
     def __repr__(self) -> str:
         return f"AnyOf({', '.join(map(repr, self.authenticators))})"

@@ -20,11 +20,15 @@ _STATUS = 2
 _STATUS_OF_A_WORKER = 3
 """What uvicorn's and gunicorn's workers end with where starting them again would not help."""
 
-try:
-    app = IdPMiddleware(**load_config(os.environ.get("IDP_CONFIG") or "idp.toml"))
-except ConfigurationError as exc:
-    # Not raised on: a server would show it as a crash, with a traceback in which the line is hard to find.
-    print(f"idp-middleware: {exc}", file=sys.stderr)
-    sys.exit(_STATUS if multiprocessing.parent_process() is None else _STATUS_OF_A_WORKER)
 
+def _gateway() -> IdPMiddleware:
+    try:
+        return IdPMiddleware(**load_config(os.environ.get("IDP_CONFIG") or "idp.toml"))
+    except ConfigurationError as exc:
+        # Not raised on: a server would show it as a crash, with a traceback in which the line is hard to find.
+        print(f"idp-middleware: {exc}", file=sys.stderr)
+        sys.exit(_STATUS if multiprocessing.parent_process() is None else _STATUS_OF_A_WORKER)
+
+
+app: IdPMiddleware = _gateway()
 settle()

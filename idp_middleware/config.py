@@ -42,7 +42,7 @@ SOURCES: Mapping[str, Callable[..., TokenSource]] = {
 }
 """What `type` may say. A new one is a line here; its constructor's keyword arguments are the keys of its table."""
 
-logger = logging.getLogger("idp_middleware")
+logger: logging.Logger = logging.getLogger("idp_middleware")
 
 
 @dataclass(frozen=True, slots=True)

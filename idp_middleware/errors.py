@@ -180,7 +180,7 @@ class CallerForbidden(IdPError):
 
     def __init__(self, message: str = "", *, scopes: Iterable[str] = ()) -> None:
         super().__init__(message)
-        self.scopes = tuple(sorted(scopes))
+        self.scopes: tuple[str, ...] = tuple(sorted(scopes))
 
     def headers(self) -> list[tuple[str, str]]:
         if not self.scopes:
@@ -207,7 +207,7 @@ class MethodNotAllowed(IdPError):
 
     def __init__(self, message: str = "", *, allowed: Iterable[str] = ()) -> None:
         super().__init__(message)
-        self.allowed = tuple(sorted(allowed))
+        self.allowed: tuple[str, ...] = tuple(sorted(allowed))
 
     def headers(self) -> list[tuple[str, str]]:
         return [("allow", ", ".join(self.allowed))]
@@ -252,7 +252,7 @@ class ReconnectRequired(IdentityNotLinked):
         scopes: Iterable[str] = (),
     ) -> None:
         super().__init__(message, connection=connection, connect_url=connect_url)
-        self.scopes = tuple(sorted(scopes))
+        self.scopes: tuple[str, ...] = tuple(sorted(scopes))
 
     def members(self) -> dict[str, Any]:
         members = super().members()
@@ -271,7 +271,7 @@ class IdentityAmbiguous(TokenError):
 
     def __init__(self, message: str = "", *, accounts: Sequence[str] = (), connection: str | None = None) -> None:
         super().__init__(message)
-        self.accounts = tuple(accounts)
+        self.accounts: tuple[str, ...] = tuple(accounts)
         self.connection = connection
 
     def members(self) -> dict[str, Any]:
@@ -328,7 +328,7 @@ class UpstreamUnreachable(UpstreamError):
 
     name = "upstream-unreachable"
     title = "The provider's API cannot be reached."
-    proxy_error = "destination_unavailable"
+    proxy_error: str = "destination_unavailable"
 
     def __init__(self, message: str = "", *, error: str | None = None) -> None:
         super().__init__(message)

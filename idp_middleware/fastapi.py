@@ -35,7 +35,7 @@ from idp_middleware.errors import ConfigurationError, IdPError, problem
 
 __all__ = ["CurrentCaller", "current_caller", "idp_client"]
 
-logger = logging.getLogger("idp_middleware")
+logger: logging.Logger = logging.getLogger("idp_middleware")
 
 
 async def current_caller(conn: HTTPConnection) -> Caller:

@@ -111,8 +111,10 @@ class TokenEndpoint(_HoldsSecret):
             audience=options.get("issuer") or audience or url,
             thumbprint=thumbprint,
         )
-        self.http = PatientClient(transport=options.get("transport"), timeout=options.get("timeout", DEFAULT_TIMEOUT))
-        self.client_id = self._auth.client_id
+        self.http: PatientClient = PatientClient(
+            transport=options.get("transport"), timeout=options.get("timeout", DEFAULT_TIMEOUT)
+        )
+        self.client_id: str = self._auth.client_id
 
     async def grant(self, fields: Fields, *, url: str | None = None, as_json: bool = False) -> dict[str, Any]:
         """As `request_grant`; `url` is another endpoint of the same server."""

@@ -33,7 +33,7 @@ from idp_middleware.sources._rotation import MaybeSpent, Rotation, Withdrawn, is
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token
 from idp_middleware.stores import Entry, SQLAlchemyTokenStore, SQLiteTokenStore, StoredToken, TokenKey, TokenStore
 
-log = logging.getLogger("idp_middleware.tokens")
+log: logging.Logger = logging.getLogger("idp_middleware.tokens")
 
 _WITHDRAWN: Final = frozenset(
     {

@@ -20,6 +20,7 @@ from idp_middleware.stores._sealing import Vault
 from idp_middleware.stores._values import Entry, StoredToken, TokenKey
 
 if TYPE_CHECKING:
+    from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _PATIENCE: Final = 10.0
@@ -59,7 +60,7 @@ class SQLAlchemyTokenStore(_HoldsSecret):
         self._sql = sqlalchemy
         self._owned = isinstance(engine, str)
         self._engine: AsyncEngine = _engine(engine, sqlalchemy.exc) if isinstance(engine, str) else engine
-        self.metadata = sqlalchemy.MetaData()
+        self.metadata: MetaData = sqlalchemy.MetaData()
         self._rows = sqlalchemy.Table(
             _TABLE,
             self.metadata,

@@ -35,7 +35,7 @@ class Entra(TokenEndpoint):
 
     def __init__(self, base_url: str = "", *, tenant: str = "acme.example") -> None:
         self.tenant = tenant
-        self.path = f"/{tenant}/oauth2/v2.0/token"
+        self.path: str = f"/{tenant}/oauth2/v2.0/token"
         super().__init__(base_url)
         self._demands: dict[str, str | None] = {}
         self._without_consent: set[str] = set()

@@ -55,7 +55,7 @@ class Keycloak(Issuer):
 
     def __init__(self, base_url: str = "", *, realm: str = "acme", features: Collection[str] = FEATURES) -> None:
         self.realm = realm
-        self.features = frozenset(features)
+        self.features: frozenset[str] = frozenset(features)
         super().__init__(base_url)
         self._clients = Clients()
         self._providers: dict[str, bool] = {}

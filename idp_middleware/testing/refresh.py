@@ -58,8 +58,8 @@ class RotatingTokens(Double):
         self.lifetime = lifetime
         self.rotates = rotates
         self.answer_after = answer_after
-        self.refreshes = 0
-        self.reuses = 0
+        self.refreshes: int = 0
+        self.reuses: int = 0
         self._logins: list[_Login] = []
 
     def log_in(self, *, scope: str = "read") -> dict[str, Any]:

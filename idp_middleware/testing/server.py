@@ -38,7 +38,7 @@ class RunningServer:
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         scheme = "https" if self._server.config.is_ssl else "http"
-        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self.url: str = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
         if getattr(app, "issuer", None) == "":
             app.issuer = self.url + "/"
         self._failure: BaseException | None = None
