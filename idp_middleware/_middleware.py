@@ -33,6 +33,7 @@ from idp_middleware._own import Endpoint, OwnEndpoints
 from idp_middleware._public_urls import lead_back, mount_of, public_origin
 from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
 from idp_middleware._response_headers import response_headers
+from idp_middleware._revocation import Revocations
 from idp_middleware._routes import ProxyRoute, RouteMap
 from idp_middleware._rules import ask
 from idp_middleware._tokens import TokenEngine
@@ -120,7 +121,8 @@ class IdPMiddleware:
         self._pseudonym = b"idp_middleware-" + hashlib.sha256(names.encode()).hexdigest()[:8].encode()
         self._via = b"1.1 " + self._pseudonym
         self._lookout = Lookout()
-        self._own = OwnEndpoints(self._routes, self.authenticate, self._tokens)
+        self._revocations = Revocations(self._tokens)
+        self._own = OwnEndpoints(self._routes, self.authenticate, self._tokens, self._revocations)
         if self._cache is not None:
             # Besides users' tokens: keys of issuers, sources' own tokens.
             for part in self._parts():
@@ -189,6 +191,21 @@ class IdPMiddleware:
         """
         return client_for(self.route(route), caller, tokens=self._tokens, upstream=self._upstream)
 
+    async def revoke(self, route: str, caller: Caller) -> None:
+        """Take a user's token for a route back: as `DELETE {prefix}/{route}/token` does, for the app's own code.
+
+        At the provider, where the token source can; then nothing that was kept of it is used again, in this process at
+        once. Sources that look tokens up in an identity provider get them there again as long as the account is linked.
+        `caller` is as for `client`; its `account` says which, of several. There being no token is no error.
+
+        Raises:
+            ConfigurationError: there is no such route.
+            CallerForbidden: the route's token is the app's own.
+            TokenError: the provider or the token source did not answer, or refused. The token may still be good there,
+                so try again.
+        """
+        await self._revocations.revoke(caller, self.route(route))
+
     def route(self, name: str) -> ProxyRoute:
         """The route of that name. Raises `ConfigurationError` where there is none."""
         route = self._routes.named(name)
@@ -200,7 +217,7 @@ class IdPMiddleware:
         try:
             with Inbound(receive, self._lookout) as inbound:
                 try:
-                    if (own := self._own.find(rest)) is not None:
+                    if (own := self._own.find(scope["method"], rest)) is not None:
                         await self._serve_own(own, scope, inbound, receive, send)
                         return
                     _, route, target, response = await self._open(scope, inbound, rest, self._upstream)
@@ -362,6 +379,7 @@ class IdPMiddleware:
     async def aclose(self) -> None:
         """Close every connection this middleware, its authenticator and its token sources hold."""
         self._own.closing = True
+        await self._revocations.aclose()
         await self._tokens.aclose()
         await self._upstream.aclose()
         if self._websockets is not None:
@@ -383,12 +401,6 @@ def _authorize(caller: Caller, route: ProxyRoute, method: str, rest: bytes) -> N
     """Raises `MethodNotAllowed` or `CallerForbidden` unless the caller may do this on this route."""
     route.check_method(method)
     route.check_path(rest)
-    check_scopes(caller, route)
+    route.check_scopes(caller.scopes)
     if route.rules:
         route.check_rules(caller.scopes, method, rest)
-
-
-def check_scopes(caller: Caller, route: ProxyRoute) -> None:
-    """Raises `CallerForbidden` unless the caller holds what the route asks for."""
-    if not caller.scopes.issuperset(route.scopes):
-        raise CallerForbidden("scope missing", scopes=route.scopes)

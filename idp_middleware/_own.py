@@ -1,6 +1,7 @@
 """What we answer ourselves under the prefix.
 
 - `GET {prefix}`: which routes a caller may use, and as which account;
+- `DELETE {prefix}/{route}/token`: the caller's own token is revoked;
 - `GET {prefix}/health` and `/ready`, for whoever runs the process, and anybody else: they tell nothing.
 
 Knows the route map, the authenticator and the token engine; nothing of upstreams. No answer holds a token, or where an
@@ -12,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from idp_middleware._public_urls import mount_of
+from idp_middleware._revocation import Revocations
 from idp_middleware._routes import METHODS, ProxyRoute, RouteMap
 from idp_middleware._rules import ask
 from idp_middleware._tokens import TokenEngine
@@ -49,26 +52,37 @@ class OwnEndpoints:
         routes: the route map.
         authenticate: who sent a request, with the account that its `IdP-Account` names.
         tokens: the token engine.
+        revocations: what takes tokens back.
     """
 
     def __init__(
-        self, routes: RouteMap, authenticate: Callable[[HTTPConnection], Awaitable[Caller]], tokens: TokenEngine
+        self,
+        routes: RouteMap,
+        authenticate: Callable[[HTTPConnection], Awaitable[Caller]],
+        tokens: TokenEngine,
+        revocations: Revocations,
     ) -> None:
         self._routes = routes
         self._authenticate = authenticate
         self._tokens = tokens
+        self._revocations = revocations
         self._endpoints: dict[bytes, Endpoint] = {
             b"": self._overview,
             b"/": self._overview,
             b"/health": self._health,
             b"/ready": self._ready,
         }
+        # Of an upstream with such a path of its own, all but this one spelling of it is the upstream's.
+        self._tokens_of = {b"/%s/token" % route.name.encode(): partial(self._revoke, route) for route in routes}
         self.closing = False
         """Whether new requests should go to another process."""
 
-    def find(self, rest: bytes) -> Endpoint | None:
-        """What answers for a raw path after the prefix, if that is one of ours."""
-        return self._endpoints.get(rest)
+    def find(self, method: str, rest: bytes) -> Endpoint | None:
+        """What answers for a method and a raw path after the prefix, if that is one of ours."""
+        endpoint = self._endpoints.get(rest)
+        if endpoint is None and method == "DELETE":
+            return self._tokens_of.get(rest)
+        return endpoint
 
     async def _health(self, conn: HTTPConnection) -> Response:
         """The process is alive, as it has just shown."""
@@ -79,6 +93,18 @@ class OwnEndpoints:
         nobody, and kept tokens go on serving meanwhile.
         """
         return _told(conn, 503, "closing") if self.closing else _told(conn, 200, "ok")
+
+    async def _revoke(self, route: ProxyRoute, conn: HTTPConnection) -> Response:
+        """Revoke the caller's token. The route's methods and paths are about its upstream, and don't matter here.
+
+        Raises an `IdPError`.
+        """
+        caller = await self._authenticate(conn)
+        route.check_scopes(caller.scopes)
+        if route.authorize is not None:
+            await ask(route.authorize, caller, conn)
+        await self._revocations.revoke(caller, route)
+        return _answer(conn, Response(status_code=204))
 
     async def _overview(self, conn: HTTPConnection) -> Response:
         """The routes, and for those that the caller may use: whether there is a token for them, of which account.

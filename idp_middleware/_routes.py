@@ -242,6 +242,11 @@ class ProxyRoute(_HoldsSecret):
         if method not in self.methods:
             raise MethodNotAllowed(allowed=self.methods)
 
+    def check_scopes(self, scopes: frozenset[str]) -> None:
+        """Raises `CallerForbidden` unless `scopes` are all that the route asks for."""
+        if not scopes.issuperset(self.scopes):
+            raise CallerForbidden("scope missing", scopes=self.scopes)
+
     def check_path(self, rest: bytes) -> None:
         """Raises `CallerForbidden` unless `rest` (from the slash after the route's name) fits one of `paths`.
 

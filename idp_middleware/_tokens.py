@@ -15,13 +15,14 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from hmac import compare_digest
 from time import time
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from idp_middleware._loops import under_way
 from idp_middleware._observation import Record, note_token
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token
 from idp_middleware.errors import (
+    CallerForbidden,
     IdentityNotLinked,
     IdPError,
     ReconnectRequired,
@@ -44,6 +45,8 @@ RETRY_REFRESH: Final = (5.0, 60.0)  # doubling from, up to
 RENEWALS: Final = 3  # that refusals may cause at once …
 RENEWAL_EVERY: Final = 20.0  # … and then one in this time: an API that refuses whatever it gets must not drain the IdP
 
+_T = TypeVar("_T")
+
 Obtained: TypeAlias = tuple[Token, float]
 """A token, and when it was asked for (seconds since the epoch)."""
 
@@ -58,8 +61,12 @@ class TokenEngine:
 
     - `identity: tuple[str, ...]`, equal for equal configuration (scopes and audience included): tokens are then shared
       between routes, and through `cache` between workers. Without it a route keeps its tokens to itself.
-    - `cache_key(caller, route) -> tuple | None`: what of the caller decides the answer; None is never kept, a tuple
-      without the subject is a token of the app's own. Without it: issuer, subject, account and the caller's scopes.
+    - `cache_key(caller, route) -> tuple | None`: what of the caller decides the answer, beginning with issuer and
+      subject; None is never kept, another tuple is of a token of the app's own. Without it: issuer, subject, account
+      and the caller's scopes.
+    - `async revoke(caller, route) -> None`: takes the user's token back at the provider, or at least gives it out no
+      more; there being none is no error, and an `errors.TokenError` says that it may still be good. Without it, what
+      is revoked is only forgotten.
     - `connect_url: str | None`, where a user connects an account, for tokens that lack scopes.
 
     Routes are expected to live as long as the engine. `observe` is told what happens, and never raises.
@@ -107,13 +114,31 @@ class TokenEngine:
             return plan.sufficient(await self._ask(caller, route, None, refused))
         return plan.sufficient(await self._keeper.renew(key, self._fetch(caller, plan, key), refused))
 
+    async def revoke(self, caller: Caller, route: ProxyRoute) -> None:
+        """Have the source take a user's token back, and drop what is kept of it.
+
+        Raises `errors.TokenError`, and `CallerForbidden` where the token is the app's own.
+        """
+        plan = self._plans.get(id(route)) or self._plan(route)
+        if not plan.is_callers(caller):
+            raise CallerForbidden("the token is the app's own")
+        try:
+            # First, or somebody could fetch it once more in between.
+            await self._take_back(caller, route)
+        finally:
+            await self.forget(caller, route)
+
+    async def _take_back(self, caller: Caller, route: ProxyRoute) -> None:
+        if (revoke := getattr(route.source, "revoke", None)) is not None:
+            await guarded(route, revoke(caller, route))
+
     async def forget(self, caller: Caller, route: ProxyRoute) -> None:
-        """Drop what is kept for a caller on a route, here and in the shared cache."""
+        """Drop what is kept for a user on a route: here, whatever the account and scopes; and in the shared cache."""
         plan = self._plans.get(id(route)) or self._plan(route)
         key = plan.key(caller)
         if key is None:
             return
-        await self._keeper.forget(key)
+        await self._keeper.forget(key[:3])
         if self._cache is not None and plan.shared is not None:
             await self._cache.delete((*plan.shared, *key[1:]))
 
@@ -192,6 +217,11 @@ class _Plan:
         parts = self._cache_key(caller, self.route)
         return None if parts is None else (self.number, *parts)
 
+    def is_callers(self, caller: Caller) -> bool:
+        """Whether the token is the caller's, and not one of the app's that all callers share."""
+        key = self.key(caller)
+        return key is None or key[1:3] == (caller.issuer, caller.subject)
+
     def lacking(self, token: Token) -> frozenset[str]:
         """The scopes that the route asks for and the token is known not to have."""
         return self.scopes - token.scopes if token.scopes else frozenset()
@@ -209,8 +239,16 @@ class _Plan:
 
 async def _ask(caller: Caller, route: ProxyRoute, refused: Token | None) -> Token:
     """The source's answer, made sure to be a token."""
+    token = await guarded(route, route.source.token(caller, route, refused=refused))
+    if not isinstance(token, Token):
+        raise TokenSourceFailed(f"the source gave a {type(token).__name__}, not a Token")
+    return token
+
+
+async def guarded(route: ProxyRoute, asking: Awaitable[_T]) -> _T:
+    """What a source answers. Raises an `IdPError`, whatever the source does."""
     try:
-        token = await route.source.token(caller, route, refused=refused)
+        return await asking
     except IdPError:
         raise
     except Exception as exc:
@@ -219,9 +257,6 @@ async def _ask(caller: Caller, route: ProxyRoute, refused: Token | None) -> Toke
         where = ", ".join(f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in frames)
         log.error("the token source of route %r raised %s: %s", route.name, type(exc).__name__, where)
         raise TokenSourceFailed(f"the source raised {type(exc).__name__}") from None
-    if not isinstance(token, Token):
-        raise TokenSourceFailed(f"the source gave a {type(token).__name__}, not a Token")
-    return token
 
 
 class TokenKeeper:
@@ -291,12 +326,18 @@ class TokenKeeper:
         self._refuse(key)
         return await _landing(self._flight(key, fetch, refused=refused))
 
-    async def forget(self, key: Hashable) -> None:
-        """Drop what is kept under `key`, and what a flight under way is about to bring."""
-        if (flight := self._under_way(key)) is not None:
-            await asyncio.wait([flight])
-        self._held.pop(key, None)
-        self._not_linked.pop(key, None)
+    async def forget(self, start: tuple[Any, ...]) -> None:
+        """Drop what is kept under keys that begin so, and what flights under way are about to bring."""
+
+        def begins(key: Hashable) -> bool:
+            return isinstance(key, tuple) and key[: len(start)] == start
+
+        flights = [flight for key in self._flights if begins(key) and (flight := self._under_way(key)) is not None]
+        if flights:
+            await asyncio.wait(flights)
+        for key in filter(begins, (*self._held, *self._not_linked)):
+            self._held.pop(key, None)
+            self._not_linked.pop(key, None)
 
     async def aclose(self) -> None:
         """Cancel all flights and drop all tokens; whoever waits is told that the source is unavailable."""

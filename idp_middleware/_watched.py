@@ -82,6 +82,15 @@ class WatchedTokens(TokenEngine):
         await super().forget(caller, route)
         self._tell("forgotten", caller, route)
 
+    async def _take_back(self, caller: Caller, route: ProxyRoute) -> None:
+        started = perf_counter()
+        try:
+            await super()._take_back(caller, route)
+        except IdPError as exc:
+            self._tell("failed", caller, route, problem=exc.name, seconds=perf_counter() - started)
+            raise
+        self._tell("revoked", caller, route, seconds=perf_counter() - started)
+
     async def _ask(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:
         started = perf_counter()
         try:

@@ -27,7 +27,7 @@ import httpx
 from fastapi import Depends, HTTPException
 from starlette.requests import HTTPConnection
 
-from idp_middleware._middleware import SCOPE_KEY, IdPMiddleware, check_scopes
+from idp_middleware._middleware import SCOPE_KEY, IdPMiddleware
 from idp_middleware._rules import ask
 from idp_middleware._traces import forget_details
 from idp_middleware._types import Caller
@@ -66,7 +66,7 @@ def idp_client(route: str) -> Callable[..., AsyncIterator[httpx.AsyncClient]]:
         try:
             middleware = _middleware(conn)
             known = middleware.route(route)
-            check_scopes(caller, known)
+            known.check_scopes(caller.scopes)
             if known.authorize is not None:
                 await ask(known.authorize, caller, conn)
             yield middleware.client(route, caller)

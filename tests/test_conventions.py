@@ -23,7 +23,7 @@ LAYERS = [
     {"_shared_guard", "_shared_aiocache", "_shared_redis"},
     {"_shared_values"},
     {"_engine", "_httpx_upstream", "_bearer", "_claims", "_jwk", "sources", "_tokens", "_inflated"},
-    {"_jwks", "_cache", "_introspected"},
+    {"_jwks", "_cache", "_introspected", "_revocation"},
     {"_jwt", "_introspection", "_session", "_any_of"},
     {"providers"},
     {"_answers", "_websocket", "_websocket_offers", "_body_rewriting", "_authorized"},

@@ -14,6 +14,7 @@ from typing import Any, Final, Unpack
 from idp_middleware._idp_http import DEFAULT_TIMEOUT
 from idp_middleware._types import KEPT_WHOLE, Token, _HoldsSecret
 from idp_middleware.errors import ConfigurationError, ReconnectRequired
+from idp_middleware.sources._revocation import Revocation
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token
 
 _WITHDRAWN: Final = frozenset({"invalid_grant", "interaction_required"})
@@ -39,6 +40,7 @@ class ProviderRefresh(_HoldsSecret):
         client_id: of the connection's client at the provider; refresh tokens are good for that one only.
         client_secret: of that client.
         client_auth: how the secret is sent: `post` or `basic`.
+        revocation_url: where the provider takes tokens back (RFC 7009), such as `https://oauth2.googleapis.com/revoke`.
     """
 
     connection: str
@@ -46,6 +48,7 @@ class ProviderRefresh(_HoldsSecret):
     client_id: str
     client_secret: str = field(repr=False)
     client_auth: str = "post"
+    revocation_url: str | None = None
     _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
 
 
@@ -62,19 +65,25 @@ class Refreshing(_HoldsSecret):
 
     def __init__(self, refresh: Collection[ProviderRefresh], **client: Unpack[ClientOptions]) -> None:
         self._endpoints: dict[str, TokenEndpoint] = {}
+        self._revocations: dict[str, Revocation] = {}
         for each in refresh:
             if each.connection in self._endpoints:
                 raise ConfigurationError(f"has the connection {each.connection!r} twice", key="refresh")
+            network: Any = {
+                "allow_insecure": client.get("allow_insecure", False),
+                "transport": client.get("transport"),
+                "timeout": client.get("timeout", DEFAULT_TIMEOUT),
+            }
             try:
                 endpoint = TokenEndpoint(
                     each.token_url,
                     client_id=each.client_id,
                     client_secret=each.client_secret,
                     client_auth=each.client_auth,
-                    allow_insecure=client.get("allow_insecure", False),
-                    transport=client.get("transport"),
-                    timeout=client.get("timeout", DEFAULT_TIMEOUT),
+                    **network,
                 )
+                if each.revocation_url is not None:
+                    self._revocations[each.connection] = Revocation(each.revocation_url, endpoint.auth, **network)
             except ConfigurationError as exc:
                 raise ConfigurationError(f"{exc.key} {exc.message}", key="refresh") from None
             self._endpoints[each.connection] = endpoint
@@ -110,7 +119,19 @@ class Refreshing(_HoldsSecret):
             raise ReconnectRequired(str(exc), connection=connection) from None
         return bearer_token(answer, asked_at)
 
+    def revokes(self, connection: str | None) -> bool:
+        """Whether the tokens of a connection can be taken back."""
+        return connection in self._revocations
+
+    async def revoke(self, identity: Mapping[str, Any]) -> None:
+        """Take back what an identity's refresh token stands for. Raises as `Revocation.revoke`."""
+        refresh_token = identity.get("refresh_token")
+        if isinstance(refresh_token, str) and refresh_token:
+            await self._revocations[identity["connection"]].revoke(access_token=None, refresh_token=refresh_token)
+
     async def aclose(self) -> None:
         """Close the connections."""
         for endpoint in self._endpoints.values():
             await endpoint.aclose()
+        for revocation in self._revocations.values():
+            await revocation.aclose()

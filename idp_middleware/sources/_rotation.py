@@ -143,7 +143,7 @@ class Rotation:
                 return entry
             if entry.withdrawn:
                 raise ReconnectRequired("the refresh token is withdrawn, or may be spent", connection=key.connection)
-            left = 0.0 if entry.claim is None else _left(entry.claim)
+            left = 0.0 if entry.claim is None else time_left(entry.claim)
             # To send: nobody has, or somebody may have and it harms nobody to do so again.
             mine = entry.token.refresh_token is not None and (entry.claim is None or (left <= 0 and not self._fatal))
             if mine:
@@ -247,7 +247,7 @@ def _life(entry: Entry) -> float:
     return 0.0 if entry.token.expires_at is None else max(0.0, entry.token.expires_at - entry.stored_at)
 
 
-def _left(claim: Claim) -> float:
+def time_left(claim: Claim) -> float:
     """Seconds. A clock that was set back, or is ahead on another host, must not make a claim last for ever."""
     return claim.lasts - abs(time() - claim.at)
 

@@ -102,7 +102,7 @@ class TokenEndpoint(_HoldsSecret):
             raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
         parse_base_url(url, key, allow_insecure=options.get("allow_insecure", False))
         self.url = url
-        self._auth = ClientAuth(
+        self.auth = ClientAuth(
             client_id=client_id,
             client_secret=options.get("client_secret"),
             client_auth=options.get("client_auth", "post"),
@@ -114,11 +114,11 @@ class TokenEndpoint(_HoldsSecret):
         self.http: PatientClient = PatientClient(
             transport=options.get("transport"), timeout=options.get("timeout", DEFAULT_TIMEOUT)
         )
-        self.client_id: str = self._auth.client_id
+        self.client_id: str = self.auth.client_id
 
     async def grant(self, fields: Fields, *, url: str | None = None, as_json: bool = False) -> dict[str, Any]:
         """As `request_grant`; `url` is another endpoint of the same server."""
-        return await request_grant(self.http, url or self.url, fields, auth=self._auth, as_json=as_json)
+        return await request_grant(self.http, url or self.url, fields, auth=self.auth, as_json=as_json)
 
     async def aclose(self) -> None:
         """Close the connections."""

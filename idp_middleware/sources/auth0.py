@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Unpack
@@ -100,11 +101,7 @@ class Auth0Management(_HoldsSecret):
             TokenSourceUnavailable, TokenSourceTimeout, TokenSourceFailed: Auth0 or the provider gave no answer, or not
                 a usable one.
         """
-        segment = _segment(caller.subject)
-        if segment is None:
-            raise IdentityNotLinked("the subject is no Auth0 user id", connection=route.connection)
-        identities = _identities(await self._look_up(segment), route.connection)
-        identity = _the_one(identities, caller.account, route.connection)
+        identity = await self._identity(caller, route)
         refreshed = await self._refreshing.token(identity, refused)
         account = _user_id(identity) or None
         if refreshed is not None:
@@ -129,6 +126,23 @@ class Auth0Management(_HoldsSecret):
         """
         key = ("auth0-management-token", self._base_url, self._endpoint.client_id, self._fields["audience"])
         self._obtain = shared_fetch(cache, key, self._grant, lambda: self._management.asked_at(None))
+
+    async def revoke(self, caller: Caller, route: ProxyRoute) -> None:
+        """Take the user's refresh token back at the provider, where `refresh` has a `revocation_url` for that.
+
+        What Auth0 keeps, and would give out again, can't be taken back from here: for that, unlink the identity.
+        Raises as `token` does.
+        """
+        if self._refreshing.revokes(route.connection):
+            with suppress(IdentityNotLinked):
+                await self._refreshing.revoke(await self._identity(caller, route))
+
+    async def _identity(self, caller: Caller, route: ProxyRoute) -> dict[str, Any]:
+        segment = _segment(caller.subject)
+        if segment is None:
+            raise IdentityNotLinked("the subject is no Auth0 user id", connection=route.connection)
+        identities = _identities(await self._look_up(segment), route.connection)
+        return _the_one(identities, caller.account, route.connection)
 
     async def aclose(self) -> None:
         """Close the connections."""

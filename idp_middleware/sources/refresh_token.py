@@ -29,6 +29,7 @@ from idp_middleware.errors import (
     TokenSourceUnavailable,
 )
 from idp_middleware.sources._patient import PatientClient
+from idp_middleware.sources._revocation import Revocation, take_back
 from idp_middleware.sources._rotation import MaybeSpent, Rotation, Withdrawn, is_fresh, serves
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token
 from idp_middleware.stores import Entry, SQLAlchemyTokenStore, SQLiteTokenStore, StoredToken, TokenKey, TokenStore
@@ -74,6 +75,8 @@ class RefreshToken(_HoldsSecret):
         client_id: the app there.
         encryption_keys: of the store, where it is given by its path or URL.
         reuse_is_fatal: as above.
+        revocation_url: where the provider takes tokens back (RFC 7009), such as `https://oauth2.googleapis.com/revoke`;
+            or GitHub's `https://api.github.com/applications/{client_id}/grant`.
         connect_url: the app's page where a user connects an account, for whoever has to.
         client: `ClientOptions`, such as the `client_secret`. Twice what `timeout` allows a request, a refresh that was
             broken off by `kill -9` keeps the others waiting.
@@ -92,6 +95,7 @@ class RefreshToken(_HoldsSecret):
         client_id: str,
         encryption_keys: Sequence[str] | Sequence[bytes] = (),
         reuse_is_fatal: bool = True,
+        revocation_url: str | None = None,
         connect_url: str | None = None,
         **client: Unpack[ClientOptions],
     ) -> None:
@@ -99,6 +103,15 @@ class RefreshToken(_HoldsSecret):
         timeout = client.get("timeout", DEFAULT_TIMEOUT)
         self._endpoint.http = _Telling(transport=client.get("transport"), timeout=timeout)
         self._within = timeout.connect + timeout.read + timeout.write
+        self._revocation: Revocation | None = None
+        if revocation_url is not None:
+            self._revocation = Revocation(
+                revocation_url,
+                self._endpoint.auth,
+                allow_insecure=client.get("allow_insecure", False),
+                transport=client.get("transport"),
+                timeout=timeout,
+            )
         self._owned: SQLiteTokenStore | SQLAlchemyTokenStore | None = None
         if isinstance(store, str):
             store = self._owned = _opened(store, encryption_keys)
@@ -147,6 +160,29 @@ class RefreshToken(_HoldsSecret):
             token.access_token, expires_at, token.type, frozenset(token.scopes), token.extra, entry.key.account
         )
 
+    async def revoke(self, caller: Caller, route: ProxyRoute) -> None:
+        """Take the user's tokens back at the provider, where there is a `revocation_url`, and delete them.
+
+        Nothing stored is nothing to do. Where the provider does not answer, the tokens are not given out any more, but
+        stay in the store so that they can be taken back another time.
+
+        Raises:
+            IdentityAmbiguous: several accounts, and `caller.account` names none.
+            TokenSourceUnavailable, TokenSourceTimeout, TokenSourceFailed: store or provider gave no answer, or refused.
+        """
+        key = TokenKey(
+            issuer=caller.issuer, subject=caller.subject, connection=route.connection or "", account=caller.account
+        )
+        entries = await self._store.get(key)
+        if entries:
+            entry = _the_one(entries, route.connection)
+            # One request for each of the two tokens.
+            await take_back(self._store, entry.key, self._at_provider, lasts=2 * self._within)
+
+    async def _at_provider(self, token: StoredToken) -> None:
+        if self._revocation is not None:
+            await self._revocation.revoke(access_token=token.access_token, refresh_token=token.refresh_token)
+
     async def _renewed(self, entry: Entry, refused: str | None) -> Entry:
         try:
             return await self._rotation.renewed(entry.key, refused)
@@ -162,6 +198,8 @@ class RefreshToken(_HoldsSecret):
         """Let refreshes under way come to an end, then close the connections, and a store given by its path or URL."""
         await self._rotation.aclose()
         await self._endpoint.aclose()
+        if self._revocation is not None:
+            await self._revocation.aclose()
         if self._owned is not None:
             await self._owned.aclose()
 

@@ -15,7 +15,8 @@
             ),
         )
 
-Only the app's own code writes: nothing under the middleware's prefix puts or deletes.
+Only the app's own code puts. Under the middleware's prefix, all that a caller can do is to have their own token revoked
+and deleted.
 """
 
 from idp_middleware.stores._sqlalchemy import SQLAlchemyTokenStore

@@ -89,7 +89,7 @@ class Entry(_HoldsSecret):
 
 
 class TokenStore(Protocol):
-    """Users' tokens, shared by all processes that serve them. Only the app's own code puts and deletes.
+    """Users' tokens, shared by all processes that serve them. Only the app's code puts; users may have theirs deleted.
 
     A store that has `identity: tuple[str, ...]`, equal in all processes that use the same one, lets them share a
     `TokenCache` as well; one that holds connections has `aclose()`. Failures are `errors.TokenSourceUnavailable`, or

@@ -35,6 +35,7 @@ class RotatingTokens(Double):
     | endpoint | answers |
     |---|---|
     | `POST /token` | new tokens, for the refresh-token grant of the one client there is |
+    | `POST /revoke` | 200, for the client that either token is of, known or not (RFC 7009); all of its login is over |
     | `GET /me` | JSON with the `scope` of the access token; 401 where that is not valid |
 
     `lifetime` of access tokens is in seconds. With `rotates` off, refresh tokens work again and again, and answers hold
@@ -84,11 +85,16 @@ class RotatingTokens(Double):
         if (request.method, request.path) == ("GET", "/me"):
             login = self._login_of(request.bearer or "")
             return Answer(401, {"message": "Bad credentials"}) if login is None else Answer(200, {"scope": login.scope})
-        if (request.method, request.path) != ("POST", "/token"):
+        if (request.method, request.path) not in (("POST", "/token"), ("POST", "/revoke")):
             return Answer(404, {"message": "Not Found"})
         form = {name: values[-1] for name, values in parse_qs(request.body.decode()).items()}
         if (form.get("client_id"), form.get("client_secret")) != (self.client_id, self.client_secret):
             return Answer(401, {"error": "invalid_client"})
+        if request.path == "/revoke":
+            if "token" not in form:
+                return Answer(400, {"error": "invalid_request"})
+            self.revoke(form["token"])
+            return Answer(200, "")
         if form.get("grant_type") != "refresh_token":
             return Answer(400, {"error": "unsupported_grant_type"})
         return self._refresh(form.get("refresh_token", ""))
