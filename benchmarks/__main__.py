@@ -103,7 +103,7 @@ def _run(arguments: argparse.Namespace) -> Results:
                 processes=processes,
                 directory=directory,
                 python=setup.python,
-                env={"BENCH_ISSUER": told["issuer"]},
+                env=tenant.environment(told["issuer"]),
                 caller={
                     "accept": "application/json",
                     "user-agent": "benchmark",

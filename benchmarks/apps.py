@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -193,16 +194,9 @@ def asgi_proxy_lib() -> Any:
 
 def ours() -> Any:
     """The whole way: the caller's RS256 JWT verified, the user's token from the cache, the injection, the relay."""
-    from benchmarks import tenant
-    from idp_middleware import IdPMiddleware, JWTAuthenticator, ProxyRoute, sources
+    from idp_middleware import IdPMiddleware, load_config
 
-    issuer = os.environ["BENCH_ISSUER"]
-    client_id, client_secret = tenant.CLIENT
-    source = sources.Auth0Management(base_url=issuer, client_id=client_id, client_secret=client_secret)
-    return IdPMiddleware(
-        authenticator=JWTAuthenticator(issuer=issuer, audience=tenant.AUDIENCE),
-        routes={"api": ProxyRoute(UPSTREAM, token_source=source, connection=tenant.CONNECTION)},
-    )
+    return IdPMiddleware(**load_config(Path(__file__).with_name("idp.toml")))
 
 
 def ours_relay() -> Any:

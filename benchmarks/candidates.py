@@ -60,6 +60,11 @@ def _uvicorn(app: str, http: str = "httptools") -> Callable[[Place], list[str]]:
     return command
 
 
+def _serve(place: Place) -> list[str]:
+    config = Path(__file__).parent / "idp.toml"
+    return [place.python, "-m", "idp_middleware", "serve", str(config), "--port", str(place.port)]
+
+
 def _granian(app: str) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
         options = ["--interface", "asgi", "--loop", "uvloop", "--http", "1", "--no-ws", "--log-level", "warning"]
@@ -149,12 +154,21 @@ CANDIDATES = (
     ),
     Candidate(
         name="ours",
-        label="idp_middleware, the whole way",
-        command=_uvicorn("ours"),
+        label="idp_middleware, the whole way (idp-middleware serve)",
+        command=_serve,
         needs=(*_OURS, *_UVICORN),
         prefix="/idp/api",
         quick=True,
         note=_WHOLE,
+    ),
+    Candidate(
+        name="ours-uvicorn",
+        label="idp_middleware, the whole way, on plain uvicorn",
+        command=_uvicorn("ours"),
+        needs=(*_OURS, *_UVICORN),
+        prefix="/idp/api",
+        quick=True,
+        note=_WHOLE + "; uvicorn started by hand",
     ),
     Candidate(
         name="ours-relay",

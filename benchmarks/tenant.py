@@ -36,6 +36,18 @@ def start(processes: Processes, python: str, directory: Path) -> dict[str, str]:
     raise StartFailed(f"the tenant told nothing: {process.tail()}")
 
 
+def environment(issuer: str) -> dict[str, str]:
+    """What `idp.toml` asks of the environment, but for the upstream."""
+    client_id, client_secret = CLIENT
+    return {
+        "BENCH_ISSUER": issuer,
+        "BENCH_AUDIENCE": AUDIENCE,
+        "BENCH_CLIENT_ID": client_id,
+        "BENCH_CLIENT_SECRET": client_secret,
+        "BENCH_CONNECTION": CONNECTION,
+    }
+
+
 def main(port: int, file: Path) -> None:
     from idp_middleware.testing import Auth0, Identity, serve
 
