@@ -116,8 +116,8 @@ def test_the_report_names_everybody_and_every_error(tmp_path: Path) -> None:
         for line in text.partition("## GET")[2].partition("##")[0].splitlines()
         if "|" in line
     }
-    assert "51.0" in rows["idp_middleware, the whole way"]
-    assert "1.55" in rows["idp_middleware, the whole way"]
+    assert "51.0" in rows["idp_middleware, the whole way (idp-middleware serve)"]
+    assert "1.55" in rows["idp_middleware, the whole way (idp-middleware serve)"]
     assert "3 timeout" in rows["fastapi-proxy-lib"]
     assert "no answer in time" in rows["httpx.AsyncClient.stream in a raw ASGI app"]
     assert "not installed" in rows["caddy reverse_proxy"]
