@@ -97,10 +97,13 @@ def test_the_demo_serves_on_until_it_is_interrupted() -> None:
         with httpx.Client(base_url=url[1], trust_env=False, timeout=60) as client:
             answer = client.get("/idp/github/user", headers={"authorization": f"Bearer {token[1]}"})
             assert answer.json()["login"] == "alice"
-            page = client.get("/").text
-            assert token[1] in page
-            assert "gho_" not in page
-            assert "CALLERS" not in page
+            assert "Your accounts" in client.get("/").text
+            assert client.get("/page.js").headers["content-security-policy"].startswith("default-src 'none'; ")
+            assert client.get("/seen").status_code == 401
+            seen = client.get("/seen", headers={"authorization": f"Bearer {token[1]}"}).text
+            assert "…a1ce" in seen
+            assert "gho_" not in seen
+            assert token[1] not in seen
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (out, err, process.returncode) == ("\nStopped.\n", "", 0)

@@ -1,83 +1,73 @@
-"""The demo's app: what `examples/fastapi_app.py` shows, with a page to click in, against the stand-ins on loopback."""
+"""The demo's app: what `examples/fastapi_app.py` shows, with a page to click in, against the stand-ins on loopback.
+
+Serves `static/`, and tells the page what it must know: where to log in, and what the stand-ins were asked.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
+from fastapi.responses import Response
+from fastapi.staticfiles import StaticFiles
 
 from idp_middleware import IdPMiddleware, JWTAuthenticator, providers
-from idp_middleware.sources import Auth0Management
+from idp_middleware._demo.stand_ins import AUDIENCE, CLIENT_ID, CLIENT_SECRET, PAGE_ID, SCOPE, Witness
+from idp_middleware.fastapi import CurrentCaller
+from idp_middleware.sources import Auth0Management, Auth0TokenVault
 
-AUDIENCE = "https://sample-app.example"
-CLIENT_ID, CLIENT_SECRET = "sample-app", "a-secret-of-the-sample-app"
+_STATIC = Path(__file__).parent / "static"
 
 
-def sample_app(*, idp_url: str, api_url: str, callers: Mapping[str, str]) -> FastAPI:
-    """The app with the middleware in front. `callers` are what the page can send: a label and an access token each."""
+def sample_app(*, idp_url: str, api_url: str, witness: Witness) -> FastAPI:
+    """The app with the middleware in front."""
     app = FastAPI(title="Sample app")
-    auth0 = Auth0Management(base_url=idp_url, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
-    app.add_middleware(
-        IdPMiddleware,
+    profiles = Auth0Management(base_url=idp_url, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
+    vault = Auth0TokenVault(base_url=idp_url, client_id=CLIENT_ID, client_secret=CLIENT_SECRET)
+    # A stand-in's /echo sends back all that it received, as some APIs do: `scrub` masks the token on its way out.
+    idp = IdPMiddleware(
         authenticator=JWTAuthenticator(issuer=f"{idp_url}/", audience=AUDIENCE),
         routes={
             "github": providers.github(
-                token_source=auth0, connection="github", scopes={"read:github"}, upstream=api_url
+                token_source=profiles, connection="github", scopes={SCOPE}, upstream=api_url, scrub=True
+            ),
+            "gitlab": providers.gitlab(token_source=vault, connection="gitlab", upstream=api_url, scrub=True),
+            "bitbucket": providers.bitbucket(
+                token_source=profiles, connection="bitbucket", upstream=api_url, scrub=True
             ),
         },
     )
+    app.add_middleware(idp.around)
 
-    @app.get("/", response_class=HTMLResponse)
-    async def page() -> str:
-        # Inside a script, "</" would end it.
-        return _PAGE.replace("CALLERS", json.dumps(dict(callers)).replace("<", "\\u003c"))
+    @app.get("/settings.json")
+    async def settings() -> dict[str, str]:
+        scope = f"openid profile {SCOPE}"
+        return {"issuer": f"{idp_url}/", "client_id": PAGE_ID, "audience": AUDIENCE, "scope": scope}
 
+    @app.get("/seen")
+    async def seen(caller: CurrentCaller, after: int = 0) -> dict[str, Any]:  # noqa: ARG001 (has to be one)
+        return witness.seen(after)
+
+    app.mount("/", _Page(idp_url))
     return app
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>idp_middleware demo</title>
-<style>
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem }
-  button { font: inherit; margin: 0 .4rem .4rem 0 }
-  pre { padding: 1rem; background: #8882; white-space: pre-wrap; overflow-wrap: anywhere }
-</style>
-<h1>idp_middleware demo</h1>
-<p>This page holds a token of <em>this app</em> only. The user's GitHub token stays with the identity provider and the
-middleware: you won't find it in anything that comes back here.</p>
-<p><label>As <select id="caller"></select></label></p>
-<p id="calls"></p>
-<pre id="answer" aria-live="polite">Press a button.</pre>
-<script>
-const callers = CALLERS;
-const calls = ["GET /idp/github/user", "GET /idp/github/user/repos", "GET /idp/github/slow?chunks=5&delay=0.5",
-               "POST /idp/github/echo/issues", "GET /idp/nowhere/user"];
-const caller = document.getElementById("caller"), answer = document.getElementById("answer");
-for (const name of Object.keys(callers)) caller.add(new Option(name));
-for (const call of calls) {
-  const button = document.createElement("button");
-  button.textContent = call;
-  button.onclick = () => send(...call.split(" "));
-  document.getElementById("calls").append(button);
-}
-async function send(method, url) {
-  const token = callers[caller.value], headers = token ? { Authorization: "Bearer " + token } : {};
-  answer.textContent = "…";
-  try {
-    const body = method === "POST" ? JSON.stringify({ title: "hello" }) : undefined;
-    const response = await fetch(url, { method, headers, body });
-    answer.textContent = response.status + " " + response.statusText + "\\n";
-    for (const [name, value] of response.headers) answer.textContent += name + ": " + value + "\\n";
-    answer.textContent += "\\n";
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    for (let part; !(part = await reader.read()).done;) answer.textContent += part.value;
-  } catch (error) { answer.textContent += error }
-}
-</script>
-</html>
-"""
+class _Page(StaticFiles):
+    """The page's files. They may load and call nothing but this app, and the identity provider to log in."""
+
+    def __init__(self, idp_url: str) -> None:
+        super().__init__(directory=_STATIC, html=True)
+        self._fields = {
+            "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+            f"connect-src 'self' {idp_url}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+            "require-trusted-types-for 'script'",
+            "cache-control": "no-cache",
+            "referrer-policy": "no-referrer",
+            "x-content-type-options": "nosniff",
+        }
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(self._fields)
+        return response

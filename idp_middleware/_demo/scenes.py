@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from idp_middleware._demo.paper import Paper
+from idp_middleware._demo.stand_ins import masked
 from idp_middleware.testing import Auth0, ProviderAPI, RecordedRequest
 
 Check = tuple[str, bool]
@@ -123,10 +124,7 @@ def _fields(headers: httpx.Headers, names: tuple[str, ...]) -> Iterator[str]:
     for name in names:
         if name in headers:
             value = headers[name]
-            if name == "Authorization":
-                scheme, _, token = value.partition(" ")
-                value = f"{scheme} …{token[-4:]}"
-            yield f"{name}: {value}"
+            yield f"{name}: {masked(value) if name == 'Authorization' else value}"
 
 
 def _passed(outcome: Outcome, stage: Stage) -> Iterator[Check]:
