@@ -7,19 +7,22 @@ look as JSON; nothing of callers, routes or sources.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from secrets import token_hex
 from time import time
 from types import MappingProxyType
 from typing import Any
 
+from idp_middleware._advice import network_advice
 from idp_middleware._fernet import fernet
 from idp_middleware._observation import Record
 from idp_middleware._shared_aiocache import AiocacheStore, BaseCache, leaves_the_process
 from idp_middleware._shared_guard import PATIENCE, StoreGuard
-from idp_middleware._shared_store import Store
+from idp_middleware._shared_store import Store, StoreFailed
 from idp_middleware._shared_values import SharedValues
 from idp_middleware._types import Token, _HoldsSecret
-from idp_middleware.errors import ConfigurationError
+from idp_middleware.errors import CheckFailed, ConfigurationError
 
 __all__ = ["BaseCache", "TokenCache", "as_token_cache"]
 
@@ -139,6 +142,22 @@ class TokenCache(_HoldsSecret):
         """
         return await self._keys.obtain(key, ask, serves=serves, until=until)
 
+    async def check(self) -> str:
+        """As `Checkable`: what is put in comes out again, and is taken out."""
+        name = written = f"idp-middleware:check:{token_hex(8)}"
+        try:
+            async with asyncio.timeout(3 * PATIENCE):
+                await self._store.put(name, written, 10)
+                value = await self._store.get(name)
+                await self._store.drop(name)
+        except (StoreFailed, TimeoutError) as exc:
+            wrong, todo = network_advice(exc) or _refused(str(exc))
+            raise CheckFailed(f"the shared cache: {wrong}", todo=todo) from None
+        if value not in (written, written.encode()):
+            todo = "check that the server keeps what is written, and is not a read-only replica"
+            raise CheckFailed("the shared cache: it does not give back what was put in", todo=todo)
+        return "gives back what was put in"
+
     async def aclose(self) -> None:
         """Close the connections that `from_url` opened; a later command opens new ones."""
         await self._store.aclose()
@@ -172,6 +191,12 @@ def _token(members: dict[str, Any]) -> tuple[Token, float]:
     )
     # A host whose clock is ahead must not lengthen a token's life here.
     return token, min(float(members["asked_at"]), time())
+
+
+def _refused(kind: str) -> tuple[str, str]:
+    if "Auth" in kind or "NOAUTH" in kind:
+        return f"it refuses us ({kind})", "check user name and password in url"
+    return f"it failed ({kind})", "check url: its scheme (rediss:// for TLS), host, port and database"
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `idp-middleware serve | check | demo`.
+"""The command line: `idp-middleware init | check | call | serve | demo`.
 
 Knows arguments, exit statuses and how a failure is said; what a command does is in the module it calls, imported only
 then, so that an extra is asked for only by the command that needs it.
@@ -15,7 +15,7 @@ import importlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from idp_middleware._version import __version__
@@ -55,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"idp-middleware {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    init = commands.add_parser("init", help="write a commented configuration file")
+    init.add_argument("--source", help="where the tokens come from, such as auth0-management")
+    init.add_argument("--provider", action="append", default=[], help="an API to call, such as github; several times")
+    init.add_argument("--output", default="idp.toml", help="the file (default: %(default)s)")
+    init.add_argument("--force", action="store_true", help="write over a file that is there")
+    init.set_defaults(run=_init)
+
     serve = commands.add_parser("serve", help="run the middleware as a gateway of its own")
     serve.add_argument("config", help="the configuration file, such as idp.toml")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -64,7 +71,21 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="validate a file and reach everything it names")
     check.add_argument("config", help="the configuration file, such as idp.toml")
+    check.add_argument("--token-file", help="a caller's access token, to see whether it is let in; - is standard input")
+    check.add_argument("--json", action="store_true", help="for machines")
     check.set_defaults(run=_check)
+
+    call = commands.add_parser("call", help="make one call as a user, and tell each step")
+    call.add_argument("route", help="a route of the file, such as github")
+    call.add_argument("path", help="a path at its API, such as /user")
+    whom = call.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--as", dest="subject", help="the user, by the subject that the source knows")
+    whom.add_argument("--token-file", help="the user, by an access token in a file; - is standard input")
+    call.add_argument("--config", default="idp.toml", help="the configuration file (default: %(default)s)")
+    call.add_argument("--method", default="GET", help="the request's method (default: %(default)s)")
+    call.add_argument("--issuer", help="who vouches for the subject (default: the authenticator's issuer)")
+    call.add_argument("--account", help="which account of the user, where several are linked")
+    call.set_defaults(run=_call)
 
     demo = commands.add_parser("demo", help="see it work on this machine, without an account anywhere")
     demo.add_argument("--once", action="store_true", help="end after the calls instead of serving on")
@@ -115,15 +136,85 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _init(arguments: argparse.Namespace) -> int:
+    from idp_middleware import _init
+    from idp_middleware.config import SOURCES
+    from idp_middleware.providers import PRESETS
+
+    asked = sys.stdin.isatty() and sys.stdout.isatty()
+    source = arguments.source or _chosen("source", SOURCES, asked)
+    providers = arguments.provider or _chosen("provider", PRESETS, asked).split()
+    for name, value, known in (("--source", source, SOURCES), *(("--provider", each, PRESETS) for each in providers)):
+        if value not in known:
+            raise ConfigurationError(f"there is no {value!r}; there is {', '.join(known)}", key=name)
+    draft = _init.draft(source, providers)
+    try:
+        with open(arguments.output, "w" if arguments.force else "x", encoding="utf-8") as file:
+            file.write(draft.text)
+    except FileExistsError:
+        raise _Failure(f"{arguments.output} is there already; --force writes over it, --output names another") from None
+    except OSError as exc:
+        raise _Failure(f"cannot write {arguments.output}: {exc.strerror}") from None
+    print(_init.next_steps(draft, arguments.output, providers[0]))
+    return 0
+
+
+def _chosen(what: str, names: Collection[str], asked: bool) -> str:
+    """An answer from the terminal; where there is none, the argument is needed."""
+    if not asked:
+        raise ConfigurationError(f"is needed; there is {', '.join(names)}", key=f"--{what}")
+    print(f"Which {what}? There is {', '.join(names)}")
+    try:
+        answer = input(f"{what}: ").strip()
+    except EOFError:
+        answer = ""
+    return answer or _chosen(what, names, asked=False)
+
+
 def _check(arguments: argparse.Namespace) -> int:
+    from idp_middleware import _report
     from idp_middleware._check import check
+    from idp_middleware._given_caller import read_token
     from idp_middleware.config import read_config
 
-    failed = False
-    for finding in asyncio.run(check(read_config(arguments.config))):
-        print(finding)
-        failed = failed or not finding.ok
-    return int(failed)
+    try:
+        token = read_token(arguments.token_file) if arguments.token_file else None
+        findings = asyncio.run(check(read_config(arguments.config), token=token))
+    except ConfigurationError as exc:
+        if not arguments.json:
+            raise
+        print(_report.as_json([_report.of_file(arguments.config, exc)]))
+        return 2
+    print(
+        _report.as_json(findings) if arguments.json else _report.as_text(findings, colour=_report.in_colour(sys.stdout))
+    )
+    return int(not all(finding.ok for finding in findings))
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    from idp_middleware import _call
+    from idp_middleware._given_caller import read_token
+    from idp_middleware.config import read_config
+
+    wanted = _call.Call(
+        route=arguments.route,
+        path=arguments.path,
+        method=arguments.method,
+        subject=arguments.subject,
+        issuer=arguments.issuer,
+        account=arguments.account,
+        token=read_token(arguments.token_file) if arguments.token_file else None,
+    )
+
+    def tell(step: str, text: str) -> None:
+        # Beside the answer, not in it.
+        print(f"{step:<10}{text}", file=sys.stderr, flush=True)
+
+    body = asyncio.run(_call.call(read_config(arguments.config), wanted, tell))
+    if body is None:
+        return 1
+    _call.show(body)
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -15,18 +15,22 @@ from functools import partial
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
+from uuid import uuid4
 
 from starlette.requests import HTTPConnection
 
+from idp_middleware._advice import reaching, shown
 from idp_middleware._bearer import bearer_token, check_schemes
 from idp_middleware._claims import check_leeway, refuse, scopes, string_set, text, unverified
-from idp_middleware._idp_http import Transport
+from idp_middleware._idp_http import Answer, Transport
 from idp_middleware._introspected import AnswerPolicy, check_answer, read_answer
+from idp_middleware._issuer_check import check_clock, not_an_answer
 from idp_middleware._loops import under_way
 from idp_middleware._routes import parse_base_url
 from idp_middleware._types import Caller, _HoldsSecret
 from idp_middleware.errors import (
     CallerUnauthenticated,
+    CheckFailed,
     ConfigurationError,
     IdPError,
     NotMine,
@@ -132,6 +136,11 @@ class IntrospectionAuthenticator(_HoldsSecret):
     def __repr__(self) -> str:
         return f"IntrospectionAuthenticator(introspection_url={self._url!r}, client_id={self._auth.client_id!r})"
 
+    @property
+    def issuer(self) -> str:
+        """Who vouches for its callers."""
+        return self._policy.issuer or self._url
+
     async def authenticate(self, conn: HTTPConnection) -> Caller:
         """The caller that the request's token speaks for.
 
@@ -156,6 +165,24 @@ class IntrospectionAuthenticator(_HoldsSecret):
             refuse("the token has characters that none has")
         self._leave_others(token)
         return await self._landing(digest, token.decode())
+
+    async def check(self) -> str:
+        """As `Checkable`: that the server takes our client, and says of a made-up token that it is not active."""
+        where = shown(self._url)
+        with reaching(self._url):
+            answer = await self._question(self._for_strangers, uuid4().hex)
+            if (problem := not_an_answer(answer, self._url)) is not None:
+                raise problem
+            if answer.status in (401, 403):
+                todo = "check client_id and client_secret, and that the server lets this client introspect tokens"
+                raise CheckFailed(f"{where} refuses our client (status {answer.status})", todo=todo)
+            check_clock(answer, where, self._policy.leeway)
+            if read_answer(answer).get("active") is not False:
+                todo = "check introspection_url; do not let anybody in by this server"
+                raise CheckFailed(
+                    f"{where} does not say of a token that was just made up that it is not active", todo=todo
+                )
+        return f"{where} answers about tokens"
 
     async def aclose(self) -> None:
         """Break off what is under way and close the connections; a later request opens new ones."""
@@ -201,17 +228,16 @@ class IntrospectionAuthenticator(_HoldsSecret):
         if self._flights.get(digest) is flight:
             del self._flights[digest]
 
+    async def _question(self, client: PatientClient, token: str) -> Answer:
+        form = {"token": token, "token_type_hint": "access_token"}
+        return await client.request("POST", self._url, headers=self._auth.headers(), form=form)
+
     async def _ask(self, digest: bytes, token: str) -> Caller | IdPError:
         """Failures are returned: a task's exception is one object for all who wait, or "never retrieved" if none do."""
         now = time.time()
         client = self._for_regulars if digest in self._accepted else self._for_strangers
         try:
-            answer = await client.request(
-                "POST",
-                self._url,
-                headers=self._auth.headers(),
-                form={"token": token, "token_type_hint": "access_token"},
-            )
+            answer = await self._question(client, token)
             said = read_answer(answer)
             expires = check_answer(said, self._policy, now)
         except CallerUnauthenticated as exc:

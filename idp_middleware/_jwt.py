@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from hashlib import sha256
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 
 import httpx
 from starlette.requests import HTTPConnection
@@ -30,6 +30,7 @@ from idp_middleware._claims import (
     unverified,
 )
 from idp_middleware._idp_http import IdPClient
+from idp_middleware._issuer_check import check_issuer
 from idp_middleware._jwk import ALGORITHMS, Key
 from idp_middleware._jwks import KeySet
 from idp_middleware._routes import parse_base_url
@@ -43,6 +44,12 @@ MAX_VERIFIED = 10_000
 """Verified tokens that are remembered; the least recently seen is forgotten first. As many that are not ours."""
 
 _T = TypeVar("_T")
+
+
+class _Where(TypedDict):
+    issuer: str
+    jwks_url: str | None
+    allow_insecure: bool
 
 
 class _Verified(NamedTuple):
@@ -118,19 +125,19 @@ class JWTAuthenticator:
         self._scope_claims = string_set(scope_claims, "scope_claims") if scope_claims else frozenset()
         self._schemes = check_schemes(schemes)
         self._client = IdPClient(transport=transport)
-        self._keys = KeySet(
-            issuer=issuer,
-            jwks_url=jwks_url,
-            algorithms=self._policy.algorithms,
-            allow_insecure=allow_insecure,
-            client=self._client,
-        )
+        self._where: _Where = {"issuer": issuer, "jwks_url": jwks_url, "allow_insecure": allow_insecure}
+        self._keys = KeySet(algorithms=self._policy.algorithms, client=self._client, **self._where)
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
         # With many tenants, each token passes all those ahead of its own; what it says of its issuer never changes.
         self._others: OrderedDict[bytes, None] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"JWTAuthenticator(issuer={self._policy.issuer!r}, audience={sorted(self._policy.audience)!r})"
+
+    @property
+    def issuer(self) -> str:
+        """Who vouches for its callers."""
+        return self._policy.issuer
 
     async def authenticate(self, conn: HTTPConnection) -> Caller:
         """The caller that the request's token speaks for.
@@ -164,6 +171,11 @@ class JWTAuthenticator:
     def use_cache(self, cache: TokenCache) -> None:
         """Share the issuer's keys with other workers through `cache`; `IdPMiddleware` calls this with its own."""
         self._keys.shared = cache
+
+    async def check(self) -> str:
+        """As `Checkable`: the issuer, its keys and its clock."""
+        policy = self._policy
+        return await check_issuer(self._client, algorithms=policy.algorithms, leeway=policy.leeway, **self._where)
 
     async def aclose(self) -> None:
         """Close the connections to the identity provider; a later request opens new ones."""

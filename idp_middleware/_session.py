@@ -91,6 +91,11 @@ class SessionAuthenticator:
     def __repr__(self) -> str:
         return "SessionAuthenticator(user=True)" if self._user else f"SessionAuthenticator(subject={self._subject!r})"
 
+    @property
+    def issuer(self) -> str:
+        """Who vouches for its callers."""
+        return self._issuer
+
     async def authenticate(self, conn: HTTPConnection) -> Caller:
         """The user whose session it is.
 

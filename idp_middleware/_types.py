@@ -115,6 +115,16 @@ class TokenSource(Protocol):
     async def token(self, caller: Caller, route: ProxyRoute, *, refused: Token | None = None) -> Token: ...
 
 
+class Checkable(Protocol):
+    """What `idp-middleware check` asks of an authenticator or a token source that has this method, and no request does.
+
+    Reaches what it will need, and returns what it found, in words for the operator. Sends nothing of any user, changes
+    and spends nothing. Raises `errors.CheckFailed`, or another error of `errors`.
+    """
+
+    async def check(self) -> str: ...
+
+
 AuthenticatorLike: TypeAlias = Authenticator | Callable[[HTTPConnection], Awaitable[Caller]]
 TokenSourceLike: TypeAlias = TokenSource | Callable[..., Awaitable[Token]]
 

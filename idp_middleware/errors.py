@@ -1,6 +1,7 @@
 """Every way a request can fail, and the answer each becomes.
 
     ConfigurationError (a ValueError)     a mistake in the set-up; never an answer
+    CheckFailed                           what `idp-middleware check` shows; never an answer
     IdPError
     ├── BadRequest                  400
     │   └── BodyTooLarge            413
@@ -55,6 +56,18 @@ class ConfigurationError(ValueError):
     def __str__(self) -> str:
         where = [part for part in (self.file, f"[{self.table}]" if self.table else None, self.key) if part]
         return f"{': '.join(where)}: {self.message}" if where else self.message
+
+
+class CheckFailed(Exception):
+    """What the `check()` of an authenticator, a token source or a store found wrong, for `idp-middleware check`.
+
+    The message says what is wrong; `todo` is what to do about it, in one sentence to the operator. Neither holds a
+    secret.
+    """
+
+    def __init__(self, message: str, *, todo: str) -> None:
+        super().__init__(message)
+        self.todo = todo
 
 
 class IdPError(Exception):

@@ -256,9 +256,10 @@ def test_check_reaches_all_that_the_file_names(
     out = capsys.readouterr().out
     issuer, *others = out.splitlines()
     assert re.fullmatch(rf"ok    authenticator           {auth0.issuer} has keys: [1-9] for RS256", issuer)
+    idp = auth0.issuer.rstrip("/")
     assert others == [
-        "ok    source auth0            gives a management token for read:users and read:user_idp_tokens",
-        "ok    source machine          gives a token",
+        f"ok    source auth0            {idp} gives a management token for read:user_idp_tokens and read:users",
+        f"ok    source machine          {idp}/oauth/token gives the client gateway a token",
         "ok    source same             nothing to reach",
         f"ok    route github            http://127.0.0.1:{api[1]} answers (401)",
         f"ok    route machine           http://127.0.0.1:{api[1]}/status/503 answers (401)",
@@ -266,57 +267,6 @@ def test_check_reaches_all_that_the_file_names(
     assert SECRET not in out
     # Nobody's token goes anywhere, and nothing is changed at the provider.
     assert {(request.method, request.bearer) for request in provider.requests} == {("HEAD", None)}
-
-
-@pytest.mark.parametrize(
-    ("breakage", "line"),
-    [
-        (
-            "keys",
-            "FAIL  authenticator           token-source-unavailable: no keys of the issuer: ",
-        ),
-        (
-            "algorithm",
-            "FAIL  authenticator           token-source-unavailable: no keys of the issuer: no usable keys",
-        ),
-        (
-            "scope",
-            "FAIL  source auth0            gives a management token, but not for read:user_idp_tokens: grant it to the "
-            "application",
-        ),
-        ("secret", "FAIL  source auth0            token-source-failed: token endpoint: status 401, access_denied"),
-        ("upstream", "FAIL  route github            upstream-unreachable: "),
-    ],
-)
-def test_check_tells_what_would_fail(
-    breakage: str,
-    line: str,
-    file: Path,
-    auth0: Auth0,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Each by itself: the others are reached all the same."""
-    text = file.read_text()
-    if breakage == "keys":
-        auth0.fail("/.well-known/openid-configuration", status=404)
-    elif breakage == "algorithm":
-        file.write_text(text.replace("audience =", 'algorithms = ["ES256"]\naudience ='))
-    elif breakage == "scope":
-        auth0.add_client("gateway", SECRET, scopes=["read:users"])
-    elif breakage == "secret":
-        monkeypatch.setenv("AUTH0_CLIENT_SECRET", "another-secret")
-    else:
-        with socket.socket() as closed:
-            closed.bind(("127.0.0.1", 0))
-            file.write_text(re.sub("upstream = .*", f'upstream = "http://127.0.0.1:{closed.getsockname()[1]}"', text))
-    assert main(["check", str(file)]) == 1
-    out = capsys.readouterr().out
-    failures = [found for found in out.splitlines() if not found.startswith("ok  ")]
-    assert len(failures) == 1
-    assert failures[0].startswith(line)
-    assert SECRET not in out
-    assert "another-secret" not in out
 
 
 def test_check_tries_the_shared_cache(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +277,8 @@ def test_check_tries_the_shared_cache(file: Path, monkeypatch: pytest.MonkeyPatc
         url = f"redis://127.0.0.1:{closed.getsockname()[1]}/0"
     file.write_text(file.read_text() + f'[cache]\nurl = "{url}"\nencryption_keys = ["${{IDP_KEY}}"]\n')
     config = read_config(file)
-    assert str(asyncio.run(check(config))[-1]) == "FAIL  cache                   does not give back what was put in"
+    assert str(asyncio.run(check(config))[-1]) == (
+        "FAIL  cache                   the shared cache: nothing listens there (connection refused)"
+    )
     config = replace(config, cache=TokenCache(SimpleMemoryCache()))
     assert str(asyncio.run(check(config))[-1]) == "ok    cache                   gives back what was put in"

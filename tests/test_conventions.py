@@ -12,6 +12,7 @@ import idp_middleware
 PACKAGE = Path(idp_middleware.__file__).parent
 LAYERS = [
     {"_fernet", "_loops", "_process", "_traces", "_version", "errors", "testing"},
+    {"_advice"},
     {"_types"},
     {"_observation"},
     {"observers"},
@@ -22,7 +23,7 @@ LAYERS = [
     {"_shared_store"},
     {"_shared_guard", "_shared_aiocache", "_shared_redis"},
     {"_shared_values"},
-    {"_engine", "_httpx_upstream", "_bearer", "_claims", "_jwk", "sources", "_tokens", "_inflated"},
+    {"_engine", "_httpx_upstream", "_bearer", "_claims", "_jwk", "_issuer_check", "sources", "_tokens", "_inflated"},
     {"_jwks", "_cache", "_introspected", "_revocation"},
     {"_jwt", "_introspection", "_session", "_any_of"},
     {"providers"},
@@ -33,7 +34,9 @@ LAYERS = [
     {"_config_types"},
     {"_config_file"},
     {"config"},
-    {"_check", "asgi"},
+    {"_given_caller"},
+    {"_check", "_call", "_init", "asgi"},
+    {"_report"},
     {"_demo"},
     {"_cli"},
     {"__main__", "__init__"},

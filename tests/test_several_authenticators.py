@@ -465,7 +465,7 @@ async def test_check_reaches_each_of_them(monkeypatch: pytest.MonkeyPatch, tmp_p
 
         login.respond("/introspect", status=401, body={"error": "invalid_client"}, times=1)
         assert str((await check(read_config("idp.toml")))[1]).startswith(
-            "FAIL  authenticator #2        token-source-failed: introspection: our client is refused"
+            f"FAIL  authenticator #2        {login_at.url}/introspect refuses our client (status 401)"
         )
         login.respond("/introspect", body={"active": True, "sub": "anybody", "aud": "the-api"}, times=1)
         assert "made up" in str((await check(read_config("idp.toml")))[1])

@@ -14,6 +14,7 @@ from typing import Any, Final, Unpack
 from idp_middleware._idp_http import DEFAULT_TIMEOUT
 from idp_middleware._types import KEPT_WHOLE, Token, _HoldsSecret
 from idp_middleware.errors import ConfigurationError, ReconnectRequired
+from idp_middleware.sources._checking import check_client, made_up
 from idp_middleware.sources._revocation import Revocation
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token
 
@@ -128,6 +129,12 @@ class Refreshing(_HoldsSecret):
         refresh_token = identity.get("refresh_token")
         if isinstance(refresh_token, str) and refresh_token:
             await self._revocations[identity["connection"]].revoke(access_token=None, refresh_token=refresh_token)
+
+    async def check(self) -> None:
+        """Raises `CheckFailed` unless each provider takes its client."""
+        for endpoint in self._endpoints.values():
+            fields = {"grant_type": "refresh_token", "refresh_token": made_up()}
+            await check_client(endpoint, fields, _HINTS)
 
     async def aclose(self) -> None:
         """Close the connections."""

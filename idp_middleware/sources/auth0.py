@@ -13,11 +13,13 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import quote
 
+from idp_middleware._advice import reaching
 from idp_middleware._idp_http import Answer
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._tokens import Fetch, Obtained, TokenKeeper, shared_fetch
 from idp_middleware._types import Caller, Token, _HoldsSecret
 from idp_middleware.errors import (
+    CheckFailed,
     ConfigurationError,
     IdentityAmbiguous,
     IdentityNotLinked,
@@ -25,6 +27,7 @@ from idp_middleware.errors import (
     TokenSourceUnavailable,
 )
 from idp_middleware.sources._auth0_refresh import ProviderRefresh, Refreshing
+from idp_middleware.sources._checking import CLIENT, check_failed, made_up
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token, server_url
 
 if TYPE_CHECKING:
@@ -32,6 +35,16 @@ if TYPE_CHECKING:
 
 _EXTRA: Final = ("access_token_secret",)
 """What of an identity goes with its token: an OAuth 1.0a provider's requests are signed with the secret."""
+
+_SCOPES: Final = frozenset({"read:users", "read:user_idp_tokens"})
+
+_TODO: Final = {
+    "Service not": "check management_audience: it is the tenant's own, also where it has a domain of its own",
+    "not authorized to access": (
+        "authorize the application for the Auth0 Management API, with read:users and read:user_idp_tokens"
+    ),
+}
+"""By what Auth0's `access_denied` says; otherwise it is about the client."""
 
 
 class Auth0Management(_HoldsSecret):
@@ -143,6 +156,30 @@ class Auth0Management(_HoldsSecret):
             raise IdentityNotLinked("the subject is no Auth0 user id", connection=route.connection)
         identities = _identities(await self._look_up(segment), route.connection)
         return _the_one(identities, caller.account, route.connection)
+
+    async def check(self) -> str:
+        """As `Checkable`: a management token, its scopes, and a look-up of a user that there is not."""
+        asked_at = time()
+        with reaching(self._endpoint.url):
+            try:
+                management = bearer_token(await self._endpoint.grant(self._fields, as_json=True), asked_at)
+            except GrantRefused as exc:
+                said = exc.answer.get("error_description")
+                text = said if isinstance(said, str) else ""
+                hint = next((todo for words, todo in _TODO.items() if words in text), CLIENT)
+                raise check_failed(exc, self._endpoint.url, {"access_denied": hint}) from None
+            if missing := _SCOPES - management.scopes:
+                raise CheckFailed(
+                    f"{self._base_url} gives a management token, but not for {', '.join(sorted(missing))}",
+                    todo="grant that to the application, under the Auth0 Management API",
+                )
+            try:
+                segment = quote(f"auth0|{made_up()}", safe="")
+                _identities(await self._get(f"{self._base_url}/api/v2/users/{segment}", management), None)
+            except IdentityNotLinked:
+                pass
+        await self._refreshing.check()
+        return f"{self._base_url} gives a management token for {' and '.join(sorted(_SCOPES))}"
 
     async def aclose(self) -> None:
         """Close the connections."""

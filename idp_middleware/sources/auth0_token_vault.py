@@ -13,6 +13,7 @@ from typing import Final, Unpack
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token, _HoldsSecret
 from idp_middleware.errors import IdentityNotLinked, IdPError, ReconnectRequired
+from idp_middleware.sources._checking import check_client, made_up
 from idp_middleware.sources._on_behalf import ACCESS_TOKEN, caller_refused, credential
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, bearer_token
 from idp_middleware.sources.auth0 import auth0_token_endpoint, tenant_url
@@ -85,12 +86,7 @@ class Auth0TokenVault(_HoldsSecret):
             TokenSourceFailed: Auth0 refuses this client.
             TokenSourceUnavailable, TokenSourceTimeout: no answer.
         """
-        fields = {
-            "grant_type": _GRANT,
-            "requested_token_type": _FEDERATED,
-            "connection": route.connection or "",
-            **await self._subject(caller, route.connection),
-        }
+        fields = _exchange(route.connection or "") | await self._subject(caller, route.connection)
         if caller.account is not None:
             # The id at the provider, as for IdP-Account.
             fields["login_hint"] = caller.account
@@ -119,9 +115,19 @@ class Auth0TokenVault(_HoldsSecret):
             return caller if self._refresh_token is None else ReconnectRequired(str(refused), connection=connection)
         return refused.explained(_HINTS.get(refused.code))
 
+    async def check(self) -> str:
+        """As `Checkable`: a made-up token of a user is offered for exchange."""
+        kind = ACCESS_TOKEN if self._refresh_token is None else _REFRESH_TOKEN
+        fields = _exchange("idp-middleware-check") | {"subject_token": made_up(), "subject_token_type": kind}
+        return await check_client(self._endpoint, fields, _HINTS)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._endpoint.aclose()
 
     def __repr__(self) -> str:
         return f"Auth0TokenVault(base_url={self._base_url!r}, client_id={self._endpoint.client_id!r})"
+
+
+def _exchange(connection: str) -> dict[str, str]:
+    return {"grant_type": _GRANT, "requested_token_type": _FEDERATED, "connection": connection}

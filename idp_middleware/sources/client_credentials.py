@@ -5,8 +5,10 @@ from __future__ import annotations
 from time import time
 from typing import Unpack
 
+from idp_middleware._advice import reaching, shown
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token, _HoldsSecret
+from idp_middleware.sources._checking import check_failed
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token
 
 
@@ -55,6 +57,15 @@ class ClientCredentials(_HoldsSecret):
         except GrantRefused as exc:
             raise exc.explained(None) from None
         return bearer_token(answer, asked_at)
+
+    async def check(self) -> str:
+        """As `Checkable`: a token is asked for, and not kept."""
+        with reaching(self._endpoint.url):
+            try:
+                bearer_token(await self._endpoint.grant(self._fields), time())
+            except GrantRefused as exc:
+                raise check_failed(exc, self._endpoint.url) from None
+        return f"{shown(self._endpoint.url)} gives the client {self._endpoint.client_id} a token"
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -16,6 +16,8 @@ from typing import Any, Final, Unpack
 from urllib.parse import parse_qsl, quote
 
 from idp_middleware._idp_http import DEFAULT_TIMEOUT, Answer
+from idp_middleware._issuer_check import check_issuer
+from idp_middleware._jwk import ALGORITHMS
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token, _HoldsSecret
 from idp_middleware.errors import (
@@ -27,6 +29,7 @@ from idp_middleware.errors import (
     TokenSourceFailed,
     TokenSourceUnavailable,
 )
+from idp_middleware.sources._checking import check_client, made_up
 from idp_middleware.sources._on_behalf import (
     ACCESS_TOKEN,
     TOKEN_EXCHANGE,
@@ -137,14 +140,7 @@ class KeycloakBroker(_HoldsSecret):
             if self._api == "v2":
                 answer = await self._endpoint.grant({"token": credential(caller)}, url=url)
             else:
-                fields = {
-                    "grant_type": TOKEN_EXCHANGE,
-                    "subject_token": credential(caller),
-                    "subject_token_type": ACCESS_TOKEN,
-                    "requested_token_type": ACCESS_TOKEN,
-                    "requested_issuer": connection,
-                }
-                answer = await self._endpoint.grant(fields)
+                answer = await self._endpoint.grant(_exchange(connection, credential(caller)))
         except GrantRefused as exc:
             raise _meaning(exc, connection) from None
         life = _number(answer.get("expires_in"))
@@ -153,12 +149,40 @@ class KeycloakBroker(_HoldsSecret):
         # Of a token that a session keeps Keycloak gives the moment it expires instead of its life.
         return _token(answer, life)
 
+    async def check(self) -> str:
+        """As `Checkable`: the realm answers; with a client, it is tried with a made-up token of a caller."""
+        await check_issuer(
+            self._http,
+            issuer=self._realm,
+            jwks_url=None,
+            algorithms=ALGORITHMS,
+            leeway=math.inf,
+            allow_insecure=True,
+        )
+        if self._endpoint is None:
+            return f"{self._realm} is a realm"
+        if self._api == "v2":
+            url = f"{self._realm}/broker/idp-middleware-check/token"
+            # Who we are is refused as "unauthorized_client"; this one is about the alias, and there is none such.
+            return await check_client(self._endpoint, {"token": made_up()}, _HINTS, url=url, fine=("invalid_client",))
+        return await check_client(self._endpoint, _exchange("idp-middleware-check", made_up()), _HINTS)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
     def __repr__(self) -> str:
         return f"KeycloakBroker(realm_url={self._realm!r}, api={self._api!r})"
+
+
+def _exchange(connection: str, subject_token: str) -> dict[str, str]:
+    return {
+        "grant_type": TOKEN_EXCHANGE,
+        "subject_token": subject_token,
+        "subject_token_type": ACCESS_TOKEN,
+        "requested_token_type": ACCESS_TOKEN,
+        "requested_issuer": connection,
+    }
 
 
 def _meaning(refused: GrantRefused, connection: str) -> IdPError:

@@ -20,6 +20,7 @@ from idp_middleware.errors import (
     InteractionRequired,
     TokenSourceUnavailable,
 )
+from idp_middleware.sources._checking import check_client, made_up
 from idp_middleware.sources._client_auth import required
 from idp_middleware.sources._on_behalf import credential, credential_key, refuse_account
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token, server_url
@@ -99,17 +100,19 @@ class OnBehalfOf(_HoldsSecret):
         """
         refuse_account(caller, route)
         asked_at = time()
-        fields = {
-            "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
-            "assertion": credential(caller),
-            "scope": self._scope,
-            "requested_token_use": "on_behalf_of",
-        }
         try:
-            answer = await self._endpoint.grant(fields)
+            answer = await self._endpoint.grant(self._fields(credential(caller)))
         except GrantRefused as exc:
             raise self._meaning(exc, route.connection) from None
         return bearer_token(answer, asked_at)
+
+    def _fields(self, assertion: str) -> dict[str, str]:
+        return {
+            "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
+            "assertion": assertion,
+            "scope": self._scope,
+            "requested_token_use": "on_behalf_of",
+        }
 
     def _meaning(self, refused: GrantRefused, connection: str | None) -> IdPError:
         said, what = refused.answer, str(refused)
@@ -130,6 +133,10 @@ class OnBehalfOf(_HoldsSecret):
         ):
             return InteractionRequired(what, authorization_uri=f"{self._oauth}/authorize")
         return refused.explained(_HINTS.get(refused.code))
+
+    async def check(self) -> str:
+        """As `Checkable`: a made-up token of a caller is offered for exchange."""
+        return await check_client(self._endpoint, self._fields(made_up()), _HINTS)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -15,11 +15,13 @@ from typing import Any, Final, Unpack
 
 import httpx
 
+from idp_middleware._advice import reaching
 from idp_middleware._idp_http import DEFAULT_TIMEOUT, Answer
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._tokens import MAX_AGE
 from idp_middleware._types import Caller, Token, _HoldsSecret
 from idp_middleware.errors import (
+    CheckFailed,
     ConfigurationError,
     IdentityAmbiguous,
     IdentityNotLinked,
@@ -28,6 +30,7 @@ from idp_middleware.errors import (
     TokenSourceTimeout,
     TokenSourceUnavailable,
 )
+from idp_middleware.sources._checking import check_client, made_up
 from idp_middleware.sources._patient import PatientClient
 from idp_middleware.sources._revocation import Revocation, take_back
 from idp_middleware.sources._rotation import MaybeSpent, Rotation, Withdrawn, is_fresh, serves
@@ -193,6 +196,22 @@ class RefreshToken(_HoldsSecret):
                 raise
             log.warning("no refresh yet of a token of %r that still serves: %s", entry.key.connection, exc)
             return entry
+
+    async def check(self) -> str:
+        """As `Checkable`: the store is read, and a made-up refresh token sent to the provider."""
+        try:
+            await self._store.get(TokenKey(issuer="", subject=made_up(), connection=""))
+        except TokenError as exc:
+            todo = "check store, that this process may use it, and its encryption_keys"
+            raise CheckFailed(f"the token store: {exc}", todo=todo) from None
+        fields = {"grant_type": "refresh_token", "refresh_token": made_up()}
+        try:
+            return await check_client(self._endpoint, fields, _HINTS, fine=_WITHDRAWN)
+        except MaybeSpent as exc:
+            failure = exc.error
+        # Out here, so that it keeps what is behind it.
+        with reaching(self._endpoint.url):
+            raise failure
 
     async def aclose(self) -> None:
         """Let refreshes under way come to an end, then close the connections, and a store given by its path or URL."""

@@ -12,6 +12,7 @@ from typing import Any, Final, Unpack
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token, _HoldsSecret
 from idp_middleware.errors import ConfigurationError, TokenSourceFailed
+from idp_middleware.sources._checking import check_client, made_up
 from idp_middleware.sources._on_behalf import (
     ACCESS_TOKEN,
     TOKEN_EXCHANGE,
@@ -114,6 +115,10 @@ class TokenExchange(_HoldsSecret):
         if answer.get("token_type") == "N_A" and issued is not None and issued == self._requested_type != ACCESS_TOKEN:
             return {**answer, "token_type": "Bearer"}
         return answer
+
+    async def check(self) -> str:
+        """As `Checkable`: a made-up token of a caller is offered for exchange."""
+        return await check_client(self._endpoint, {**self._fields, "subject_token": made_up()}, _HINTS)
 
     async def aclose(self) -> None:
         """Close the connections."""
