@@ -20,9 +20,8 @@ from idp_middleware._authorized import send_authorized
 from idp_middleware._body_rewriting import rewritten
 from idp_middleware._engine import Engine
 from idp_middleware._given_caller import caller_of
-from idp_middleware._middleware import check_scopes
 from idp_middleware._request_headers import without
-from idp_middleware._routes import ProxyRoute
+from idp_middleware._routes import ProxyRoute, check_scopes
 from idp_middleware._tokens import TokenEngine
 from idp_middleware._types import Caller, Token
 from idp_middleware._upstream import UpstreamResponse
