@@ -21,7 +21,7 @@ from idp_middleware._body_rewriting import rewritten
 from idp_middleware._engine import Engine
 from idp_middleware._given_caller import caller_of
 from idp_middleware._request_headers import without
-from idp_middleware._routes import ProxyRoute, check_scopes
+from idp_middleware._routes import ProxyRoute
 from idp_middleware._tokens import TokenEngine
 from idp_middleware._types import Caller, Token
 from idp_middleware._upstream import UpstreamResponse
@@ -128,7 +128,7 @@ async def _caller(config: Config, wanted: Call, route: ProxyRoute, tell: Tell) -
     if wanted.token is not None:
         caller = replace(await caller_of(config.authenticator, wanted.token), account=wanted.account)
         tell("caller", f"{caller.subject} of {caller.issuer}, by the token that was given")
-        check_scopes(caller, route)
+        route.check_scopes(caller.scopes)
         return caller
     issuer = _issuer(config) if wanted.issuer is None else wanted.issuer
     tell("caller", f"{wanted.subject} of {issuer or 'no issuer'}, taken at your word; scopes are not looked at")
