@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import Receive
 
+from idp_middleware._limits import Slot
 from idp_middleware._loops import running_loop
 from idp_middleware.errors import BadRequest, BodyTooLarge, ClientDisconnected
 
@@ -82,6 +83,7 @@ class Inbound:
         "_reading",
         "_receive",
         "_received",
+        "_slot",
         "_task",
         "gone",
         "length",
@@ -100,6 +102,7 @@ class Inbound:
         self._reading = False
         self._received = 0
         self._position = 0
+        self._slot: Slot | None = None
         self._pending: asyncio.Task[MutableMapping[str, Any]] | None = None
 
     def __enter__(self) -> Inbound:
@@ -116,6 +119,8 @@ class Inbound:
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         self._ended = True
         self._lookout.discard(self)
+        if self._slot is not None:
+            self._slot.give_back()
         if self._pending is not None:
             self._pending.cancel()
         # The same book-keeping as asyncio.timeout: a cancellation from outside must stay one.
@@ -131,6 +136,10 @@ class Inbound:
     def unread(self) -> bool:
         """Whether some of the request body has not been read."""
         return not self._done
+
+    def hold(self, slot: Slot) -> None:
+        """Give a slot back at the end of the exchange, however it ends."""
+        self._slot = slot
 
     def limit(self, max_body: int | None) -> None:
         """Allow `max_body` bytes. Raises `BodyTooLarge` at once for a body that announces more."""

@@ -287,6 +287,8 @@ class IdPMiddleware:
         _authorize(caller, route, method, rest)
         if route.authorize is not None:
             await ask(route.authorize, caller, conn)
+        if route.slots is not None:
+            inbound.hold(route.slots.take(caller))
         inbound.limit(route.max_body)
         if self._pseudonym in request.via:
             raise UpstreamUnreachable("the route leads back to this middleware", error="proxy_loop_detected")

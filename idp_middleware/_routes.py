@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+from idp_middleware._limits import Slots, slots_for
 from idp_middleware._refusal import UNAUTHORIZED, Refusal
 from idp_middleware._rules import (
     Authorize,
@@ -84,6 +85,9 @@ class ProxyRoute(_HoldsSecret):
         timeout: bounds on waiting for the upstream.
         max_body: largest request body in bytes; None streams any size. Also of each message from a caller's WebSocket,
             where 16 MiB are the default.
+        max_concurrent: requests that may be under way at a time in each process, streams and WebSockets until they end;
+            one more is answered 503 `route-overloaded`. Default no limit.
+        max_concurrent_per_caller: the same of each caller; 429 `too-many-requests`.
         cookies: names of the caller's cookies that go to the upstream; the others, and by default all, stay here.
         forwarded: for where only trusted proxies can reach the app: pass on their `X-Forwarded-For`, with our peer
             added, and `X-Forwarded-Proto` and `-Host`. By default none are passed on, and none added.
@@ -122,6 +126,8 @@ class ProxyRoute(_HoldsSecret):
     default_headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     timeout: Timeout = field(default_factory=Timeout)
     max_body: int | None = None
+    max_concurrent: int | None = None
+    max_concurrent_per_caller: int | None = None
     cookies: Collection[str] = ()
     forwarded: bool = False
     websocket: bool = False
@@ -148,6 +154,8 @@ class ProxyRoute(_HoldsSecret):
     """Statuses of answers that may be refusals of the token."""
     tailored: bool = field(init=False, repr=False, compare=False)
     """Whether a request has to be made for its token: see `_signing.tailored`."""
+    slots: Slots | None = field(init=False, repr=False, compare=False)
+    """Of the requests under way; None where any number may be."""
     _allowed_path: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
     _instances: dict[str, ProxyRoute] = field(init=False, repr=False, compare=False)
     _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
@@ -173,6 +181,7 @@ class ProxyRoute(_HoldsSecret):
             "authorize": check_authorize(self.authorize),
             "suspect": frozenset(self.refused.statuses | self.refused.told_under),
             "tailored": self.sign is not None or self.instance is not None,
+            "slots": slots_for(self.max_concurrent, self.max_concurrent_per_caller),
             "_instances": {},
         }
         for name, value in computed.items():

@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from idp_middleware._engine._websocket import BAD_GATEWAY, CLOSE_TIMEOUT, GOING_AWAY, Close, WebSocketConnection
 from idp_middleware._engine._websocket_client import WebSocketClient
 from idp_middleware._fields import folded
+from idp_middleware._limits import Slot
 from idp_middleware._routes import Origin, ProxyRoute
 from idp_middleware._types import Caller, RawHeaders, Timeout
 from idp_middleware._upstream import RequestBody
@@ -80,12 +81,15 @@ class WebSocketExchange:
         self._route = route
         self._coming: asyncio.Task[Message] | None = None
         self._upstream: WebSocketConnection | None = None
+        self._slot: Slot | None = None
         self.scope, self._subprotocols, self._otherwise = read_handshake(scope, bearer=route.websocket_bearer)
 
     async def __aenter__(self) -> WebSocketExchange:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._slot is not None:
+            self._slot.give_back()
         if self._upstream is not None:
             self._upstream.leave()
         if self._coming is not None:
@@ -110,6 +114,10 @@ class WebSocketExchange:
         """Raises `BadRequest` for a body, which is not to be taken for frames."""
         if length or chunked:
             raise BadRequest("the handshake of a WebSocket has no body")
+
+    def hold(self, slot: Slot) -> None:
+        """Give a slot back at the end, however it comes."""
+        self._slot = slot
 
     def limit(self, max_body: int | None) -> None:
         """There is no body."""

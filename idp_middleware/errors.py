@@ -11,6 +11,8 @@
     ├── CallerForbidden             403
     ├── RouteNotFound               404
     ├── MethodNotAllowed            405
+    ├── TooManyRequests             429
+    ├── RouteOverloaded             503
     ├── TokenError                        no token for this caller
     │   ├── IdentityNotLinked       403
     │   ├── ReconnectRequired       403
@@ -224,6 +226,30 @@ class MethodNotAllowed(IdPError):
 
     def headers(self) -> list[tuple[str, str]]:
         return [("allow", ", ".join(self.allowed))]
+
+
+class TooManyRequests(IdPError):
+    """As many requests of this caller are under way on the route as one may have (RFC 6585 section 4)."""
+
+    status = 429
+    name = "too-many-requests"
+    title = "Too many requests of yours are under way; wait for one to end."
+    proxy_error = "http_request_denied"
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [("retry-after", "1")]
+
+
+class RouteOverloaded(IdPError):
+    """As many requests are under way on the route as it takes, whoever's they are."""
+
+    status = 503
+    name = "route-overloaded"
+    title = "Too many requests are under way on this route."
+    proxy_error = "connection_limit_reached"
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [("retry-after", "1")]
 
 
 class TokenError(IdPError):

@@ -16,7 +16,7 @@ LAYERS = [
     {"_types"},
     {"_observation"},
     {"observers"},
-    {"_rules", "_refusal", "_signing"},
+    {"_rules", "_refusal", "_signing", "_limits"},
     {"_routes"},
     {"_fields", "_lifespan", "_replacer", "stores"},
     {"_request_headers", "_response_headers", "_public_urls", "_inbound", "_upstream", "_idp_http"},

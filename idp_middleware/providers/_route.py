@@ -29,6 +29,8 @@ class RouteOptions(TypedDict, total=False):
     default_headers: Mapping[str, str]
     timeout: Timeout
     max_body: int | None
+    max_concurrent: int | None
+    max_concurrent_per_caller: int | None
     cookies: Collection[str]
     forwarded: bool
     websocket: bool
