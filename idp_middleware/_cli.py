@@ -22,7 +22,7 @@ from idp_middleware._version import __version__
 from idp_middleware.errors import ConfigurationError
 
 _GRACE = 30
-"""Seconds that requests under way get once the server is told to end; an event stream would never end by itself."""
+"""Seconds; an event stream would never end by itself."""
 
 
 class _Failure(Exception):
@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=_port, default=8000, help="port to listen on (default: %(default)s)")
     serve.add_argument("--workers", type=_count, default=1, help="number of processes (default: %(default)s)")
+    serve.add_argument(
+        "--grace",
+        type=_seconds,
+        default=_GRACE,
+        metavar="SECONDS",
+        help="time for requests under way to end once the server is told to (default: %(default)s)",
+    )
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="validate a file and reach everything it names")
@@ -97,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port (0 to 65535)")
+    return int(text)
+
+
+def _seconds(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return int(text)
 
 
@@ -131,7 +144,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             http="idp_middleware.uvicorn:OneWrite",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=_GRACE,
+            timeout_graceful_shutdown=arguments.grace,
         )
     return 0
 
