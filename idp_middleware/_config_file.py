@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from idp_middleware._config_types import fits, in_words, kind_of, nested, nested_items, size, vocabulary
+from idp_middleware._config_types import fits, in_words, kind_of, nested, nested_items, parameters, size, vocabulary
 from idp_middleware.errors import ConfigurationError
 
 SECRETS = frozenset({"app_secret", "client_secret", "consumer_secret", "encryption_keys", "private_key", "value"})
@@ -217,9 +217,11 @@ class Table:
         with self._file.locating(self.name):
             return factory(**arguments, **given)
 
-    def build_type(self, factories: Mapping[str, Callable[..., Any]]) -> Any:
-        """As `build`, with the factory that the table's `type` names."""
-        return self.build(factories[self.choose("type", factories, "type")])
+    def build_type(self, factories: Mapping[str, Callable[..., Any]], **given: Any) -> Any:
+        """As `build`, with the factory that the table's `type` names, and what it takes of `given`."""
+        factory = factories[self.choose("type", factories, "type")]
+        taken = parameters(factory)
+        return self.build(factory, **{name: value for name, value in given.items() if name in taken})
 
 
 def _refuse_literal_secret(key: str, value: object, name: str) -> None:

@@ -42,6 +42,18 @@ def vocabulary(factory: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     return accepted
 
 
+def parameters(factory: Callable[..., Any]) -> set[str]:
+    """All arguments by keyword, those too that a file can't give."""
+    names = set[str]()
+    for name, parameter in inspect.signature(factory, eval_str=True).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            (options,) = typing.get_args(parameter.annotation)
+            names |= typing.get_type_hints(options).keys()
+        else:
+            names.add(name)
+    return names
+
+
 def in_words(annotation: Any) -> str:
     """What a value for this annotation is called; "" where TOML has none."""
     return " or ".join(filter(None, map(_word, _alternatives(annotation))))

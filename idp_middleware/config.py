@@ -15,6 +15,7 @@ from idp_middleware import sources
 from idp_middleware._any_of import AnyOf
 from idp_middleware._cache import TokenCache
 from idp_middleware._config_file import ConfigFile, Table
+from idp_middleware._idp_http import Transport
 from idp_middleware._introspection import IntrospectionAuthenticator
 from idp_middleware._jwt import JWTAuthenticator
 from idp_middleware._routes import ProxyRoute, RouteMap
@@ -65,41 +66,45 @@ class Config:
         }
 
 
-def load_config(path: str | os.PathLike[str] = "idp.toml") -> dict[str, Any]:
+def load_config(path: str | os.PathLike[str] = "idp.toml", *, transport: Transport | None = None) -> dict[str, Any]:
     """The keyword arguments of `IdPMiddleware` from a file: `IdPMiddleware(app, **load_config("idp.toml"))`.
 
     `${NAME}` inside a string is the environment variable NAME, which has to be set and not empty; `$${` is a plain
     `${`. Secrets have to come from the environment: one that is written out is refused. Durations are seconds; sizes
     are bytes, or strings such as "10MiB".
 
+    `transport` replaces the network for all that the file names: for tests, and for deployments behind a proxy.
+
     Raises:
         ConfigurationError: for whatever is wrong, in one line that names the file, the table and the key.
     """
-    return read_config(path).arguments()
+    arguments = read_config(path, transport=transport).arguments()
+    return arguments if transport is None else {**arguments, "transport": transport}
 
 
-def read_config(path: str | os.PathLike[str]) -> Config:
+def read_config(path: str | os.PathLike[str], *, transport: Transport | None = None) -> Config:
     """As `load_config`, for who needs more of the file than the middleware does.
 
     A source that no route uses is a warning in the log, not an error: it can do no harm, and a route that is commented
     out for an hour should not need its source commented out too.
     """
     try:
-        return _read(path)
+        return _read(path, transport)
     except ConfigurationError as exc:
         # On its way, it has passed the values of the environment's variables.
         forget_details(exc)
         raise
 
 
-def _read(path: str | os.PathLike[str]) -> Config:
+def _read(path: str | os.PathLike[str], transport: Transport | None) -> Config:
     file = ConfigFile(path)
     top = file.top()
     prefix = top.take("prefix", str, "/idp")
     top.no_more("authenticator", "sources", "routes", "cache")
-    ways_in = [table.build_type(AUTHENTICATORS) for table in top.one_or_more("authenticator")]
+    options = {} if transport is None else {"transport": transport}
+    ways_in = [table.build_type(AUTHENTICATORS, **options) for table in top.one_or_more("authenticator")]
     authenticator = ways_in[0] if len(ways_in) == 1 else AnyOf(*ways_in)
-    by_name = {table.key: table.build_type(SOURCES) for table in top.tables("sources")}
+    by_name = {table.key: table.build_type(SOURCES, **options) for table in top.tables("sources")}
     tables = top.tables("routes")
     if not tables:
         top.wrong('has no [routes.NAME], such as [routes.github] with provider = "github"')

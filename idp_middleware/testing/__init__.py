@@ -16,6 +16,8 @@
 
 `Keycloak`, `Entra` and `TokenEndpoint` (RFC 8693) stand in for other identity providers, in the same way.
 
+`World` puts them together in process, for the suite of an app; docs/testing.md says how.
+
 All are plain ASGI apps, so they also work in process with `httpx.ASGITransport`; whatever streams, stalls or breaks
 off needs `serve`, which needs the extra `idp-middleware[server]`. They are witnesses: they share no code with the
 middleware, and refuse what the real systems refuse.
@@ -32,6 +34,7 @@ from idp_middleware.testing.provider import ProviderAPI
 from idp_middleware.testing.refresh import RotatingTokens
 from idp_middleware.testing.server import RunningServer, serve
 from idp_middleware.testing.token_endpoint import TokenEndpoint
+from idp_middleware.testing.world import Linked, World
 
 __all__ = [
     "Auth0",
@@ -39,12 +42,14 @@ __all__ = [
     "Identity",
     "IntrospectionServer",
     "Keycloak",
+    "Linked",
     "ProviderAPI",
     "RecordedRequest",
     "RotatingTokens",
     "RunningServer",
     "SigningKey",
     "TokenEndpoint",
+    "World",
     "serve",
     "signing_key",
 ]

@@ -6,6 +6,8 @@ Knows which tokens it takes and whose they are. Knows nothing of the middleware.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import parse_qsl
@@ -42,12 +44,17 @@ class ProviderAPI(Double):
     def __init__(self) -> None:
         super().__init__()
         self._owners: dict[str, str] = {}
+        self._expiries: dict[str, float] = {}
         self._revoked: set[str] = set()
         self._open = True
 
-    def accept(self, token: str, login: str = "alice") -> None:
-        """Take this token, as that of `login`; from now on, all that are not registered are refused."""
+    def accept(self, token: str, login: str = "alice", *, expires_in: float | None = None) -> None:
+        """Take this token, as that of `login`; from now on, all that are not registered are refused.
+
+        It is taken for `expires_in` seconds, where given.
+        """
         self._owners[token] = login
+        self._expiries[token] = math.inf if expires_in is None else time.time() + expires_in
         self._revoked.discard(token)
         self._open = False
 
@@ -61,13 +68,16 @@ class ProviderAPI(Double):
         return list(dict.fromkeys(request.bearer for request in self.requests if request.bearer))
 
     def answer(self, request: RecordedRequest) -> Answer:
-        if request.bearer in self._revoked or not (self._open or request.bearer in self._owners):
+        if request.bearer in self._revoked or not (self._open or self._takes(request.bearer)):
             sent = request.header("authorization") is not None
             return _error(401, "Bad credentials" if sent else "Requires authentication")
         try:
             return self._endpoint(request, dict(parse_qsl(request.query))) or _error(404, "Not Found")
         except ValueError:
             return _error(422, "Validation Failed")
+
+    def _takes(self, token: str | None) -> bool:
+        return token in self._owners and time.time() < self._expiries[token]
 
     def _endpoint(self, request: RecordedRequest, query: dict[str, str]) -> Answer | None:
         match request.method, request.path.split("/")[1:]:
