@@ -124,9 +124,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from idp_middleware._middleware import IdPMiddleware
     from idp_middleware._process import settle
     from idp_middleware.config import load_config
+    from idp_middleware.observers import log_to_stdout
 
     # Also where workers will read it again: here a mistake is one line, not one per worker.
-    app: Any = IdPMiddleware(**load_config(arguments.config))
+    options = load_config(arguments.config)
+    app: Any = IdPMiddleware(**options)
+    log_to_stdout()
     _check_listening(arguments.host, arguments.port)
     if arguments.workers > 1:
         # Workers are new processes, which can be told what to import but not be handed an object.
@@ -134,8 +137,13 @@ def _serve(arguments: argparse.Namespace) -> int:
         app = "idp_middleware.asgi:app"
     else:
         settle()
+    together: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if arguments.workers > 1 and options["metrics"] is not None:
+        from idp_middleware.prometheus import shared_by_workers
+
+        together = shared_by_workers()
     # Ctrl-C is how a server ends; versions of uvicorn differ in whether they let it through.
-    with contextlib.suppress(KeyboardInterrupt):
+    with together, contextlib.suppress(KeyboardInterrupt):
         uvicorn.run(
             app,
             host=arguments.host,

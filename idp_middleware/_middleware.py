@@ -28,7 +28,7 @@ from idp_middleware._engine import Engine
 from idp_middleware._httpx_upstream import HTTPXUpstream
 from idp_middleware._inbound import Inbound, Lookout
 from idp_middleware._lifespan import lifespan
-from idp_middleware._observation import Observer, Observers, Watch
+from idp_middleware._observation import Exporter, Observer, Observers
 from idp_middleware._own import Endpoint, OwnEndpoints
 from idp_middleware._public_urls import lead_back, mount_of, public_origin
 from idp_middleware._request_headers import Request, cookies, forwarded, read_request, without
@@ -40,6 +40,7 @@ from idp_middleware._tokens import TokenEngine
 from idp_middleware._traces import forget_details
 from idp_middleware._types import AuthenticatorLike, Caller, RawHeaders
 from idp_middleware._upstream import Upstream, UpstreamResponse
+from idp_middleware._watch import Watch
 from idp_middleware._watched import WatchedAuthenticator, WatchedTokens, WatchedUpstream, noting
 from idp_middleware.errors import (
     CallerForbidden,
@@ -79,6 +80,7 @@ class IdPMiddleware:
         cache: a `TokenCache`, or an aiocache backend in memory; default in process.
         on_error: makes the answer for an error of `errors`; default `problem_response`.
         observers: are told of each request, and of what becomes of tokens; see `observers`.
+        metrics: an observer, such as `prometheus.Prometheus`, that also answers `{prefix}/metrics`, to anybody.
 
     Raises:
         ConfigurationError: for a prefix, route or authenticator that cannot work.
@@ -95,11 +97,14 @@ class IdPMiddleware:
         cache: TokenCache | BaseCache | None = None,
         on_error: ErrorHandler | None = None,
         observers: Sequence[Observer] = (),
+        metrics: Exporter | None = None,
     ) -> None:
         self.app: ASGIApp = nothing_behind if app is None else app
-        self._routes = RouteMap(routes, prefix)
+        if metrics is not None:
+            observers = (*observers, metrics)
+        self._routes = RouteMap(routes, prefix, taken=() if metrics is None else ("metrics",))
         self._authenticator = as_authenticator(authenticator)
-        self._observers = Observers(observers) if observers else None
+        self._observers = Observers(observers, prefix) if observers else None
         self._cache = as_token_cache(cache)
         self._tokens = (
             TokenEngine(self._cache) if self._observers is None else WatchedTokens(self._cache, self._observers)
@@ -122,7 +127,7 @@ class IdPMiddleware:
         self._via = b"1.1 " + self._pseudonym
         self._lookout = Lookout()
         self._revocations = Revocations(self._tokens)
-        self._own = OwnEndpoints(self._routes, self.authenticate, self._tokens, self._revocations)
+        self._own = OwnEndpoints(self._routes, self.authenticate, self._tokens, self._revocations, metrics=metrics)
         if self._cache is not None:
             # Besides users' tokens: keys of issuers, sources' own tokens.
             for part in self._parts():

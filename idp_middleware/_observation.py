@@ -1,7 +1,7 @@
 """What there is to see of the middleware at work: one record for each thing that happened, and who is told.
 
-Records are made to be kept: no token, path, query string or user name is in them. Knows ASGI's messages; nothing of
-routes' insides, of how anything is done, or of what observers do with a record.
+Records are made to be kept: no token, path, query string or user name is in them. Knows nothing of how anything is
+done, nor of what observers do with a record.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import lru_cache
-from time import perf_counter
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import Scope
 
-from idp_middleware._types import Caller, RawHeaders
+from idp_middleware._types import RawHeaders
 from idp_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -113,8 +111,17 @@ class Observer(Protocol):
     def __call__(self, record: Record, /) -> None: ...
 
 
+class Exporter(Observer, Protocol):
+    """An observer that also answers those who fetch what it has counted."""
+
+    async def answer(self, conn: HTTPConnection) -> Response: ...
+
+
 class Trace:
-    """One request as an observer follows it that has a `begin`: what `begin` returns."""
+    """One request as an observer follows it from its start: what its `begin(scope, route, mount=…)` returns.
+
+    `route` is the name; `mount` is the path that everything of ours is under, with what the app is mounted at.
+    """
 
     __slots__ = ()
 
@@ -132,12 +139,13 @@ class Trace:
 class Observers:
     """All of them as one, which never raises."""
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
+    def __init__(self, observers: Sequence[Observer], prefix: str) -> None:
         for observer in observers:
             if not callable(observer):
                 raise ConfigurationError(f"must be callable, and a {type(observer).__name__} is not", key="observers")
         self._observers = tuple(observers)
-        self._begins: list[tuple[Observer, Callable[[Scope, str | None], Trace]]] = [
+        self._prefix = prefix
+        self._begins: list[tuple[Observer, Callable[..., Trace]]] = [
             (observer, observer.begin) for observer in observers if hasattr(observer, "begin")
         ]
         self._complained: set[int] = set()
@@ -153,7 +161,7 @@ class Observers:
         traces = []
         for observer, begin in self._begins:
             try:
-                traces.append((observer, begin(scope, route)))
+                traces.append((observer, begin(scope, route, mount=scope.get("root_path", "") + self._prefix)))
             except Exception as exc:
                 self.complain(observer, exc)
         return traces
@@ -164,140 +172,6 @@ class Observers:
             self._complained.add(id(observer))
             # The kind only: what it says may quote what it was told.
             logger.error("the observer %s raised %s, and may miss more", type(observer).__name__, type(error).__name__)
-
-
-class Watch:
-    """One request while it is watched: `with` it, and hand on its `receive` and `send`."""
-
-    __slots__ = (
-        "_observers",
-        "_receive",
-        "_reset",
-        "_scope",
-        "_send",
-        "_started",
-        "_traces",
-        "_whole",
-        "authenticate",
-        "bytes_in",
-        "bytes_out",
-        "caller",
-        "found",
-        "outcome",
-        "problem",
-        "route",
-        "status",
-        "token_wait",
-        "upstream",
-    )
-
-    def __init__(self, observers: Observers, scope: Scope, receive: Receive, send: Send, route: str | None) -> None:
-        self._observers = observers
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._whole = False
-        self.route = route
-        self.caller: Caller | None = None
-        self.problem: str | None = None
-        self.status: int | None = None
-        self.bytes_in = self.bytes_out = 0
-        self.authenticate = self.token_wait = self.upstream = 0.0
-        self.found: TokenOutcome = "held"
-        """Of the search under way. One that goes on in the background writes here when nobody reads it any more."""
-        self.outcome: TokenOutcome | None = None
-
-    def __enter__(self) -> Watch:
-        self._reset: Token[Watch | None] = _watching.set(self)
-        self._traces = self._observers.begin(self._scope, self.route)
-        self._started = perf_counter()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        record = self._record(perf_counter() - self._started, broke=error is not None)
-        for observer, trace in self._traces:
-            try:
-                trace.end(record)
-            except Exception as exc:
-                self._observers.complain(observer, exc)
-        self._observers(record)
-        with suppress(ValueError):
-            # Of another context, where a server runs parts of a request in several.
-            _watching.reset(self._reset)
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self.bytes_in += len(message.get("body") or message.get("bytes") or message.get("text") or b"")
-        return message
-
-    async def send(self, message: Message) -> None:
-        await self._send(message)
-        kind: str = message["type"]
-        if kind.endswith("http.response.start"):
-            self.status = message["status"]
-        elif kind.endswith("http.response.body"):
-            self.bytes_out += len(message.get("body", b""))
-            self._whole = not message.get("more_body", False)
-        elif kind == "websocket.send":
-            self.bytes_out += len(message.get("bytes") or message.get("text") or b"")
-        elif kind == "websocket.accept":
-            self.status = 101
-            # It ends when either side says so.
-            self._whole = True
-        elif kind == "websocket.close":
-            self.status = self.status or 403
-            self._whole = True
-
-    def sending(self, origin: Origin, method: str, headers: RawHeaders) -> RawHeaders:
-        for observer, trace in self._traces:
-            try:
-                headers = trace.sending(origin, method, headers)
-            except Exception as exc:
-                self._observers.complain(observer, exc)
-        return headers
-
-    def answered(self, status: int | None, error: BaseException | None) -> None:
-        for observer, trace in self._traces:
-            try:
-                trace.answered(status, error)
-            except Exception as exc:
-                self._observers.complain(observer, exc)
-
-    def _record(self, total: float, *, broke: bool) -> RequestRecord:
-        caller = self.caller
-        return RequestRecord(
-            route=self.route,
-            caller=None if caller is None else digest(caller.issuer, caller.subject),
-            method=self._scope.get("method", "GET"),
-            status=self.status,
-            problem=self.problem,
-            bytes_in=self.bytes_in,
-            bytes_out=self.bytes_out,
-            authenticate=self.authenticate,
-            token_wait=self.token_wait,
-            upstream=self.upstream,
-            total=total,
-            token=None if self.route is None else self.outcome,
-            upgraded=self.status == 101,
-            ended="aborted" if broke else "whole" if self._whole else "left",
-        )
-
-
-_watching: Final[ContextVar[Watch | None]] = ContextVar("idp_middleware", default=None)
-
-
-def watched() -> Watch | None:
-    """The request that this task, or the one that started it, is for; None unless somebody watches."""
-    return _watching.get()
-
-
-def note_token(found: TokenOutcome) -> None:
-    """Say where the token comes from that is being looked for, if somebody watches."""
-    watch = _watching.get()
-    if watch is not None:
-        watch.found = found
 
 
 @lru_cache(maxsize=10_000)

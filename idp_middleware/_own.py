@@ -2,7 +2,8 @@
 
 - `GET {prefix}`: which routes a caller may use, and as which account;
 - `DELETE {prefix}/{route}/token`: the caller's own token is revoked;
-- `GET {prefix}/health` and `/ready`, for whoever runs the process, and anybody else: they tell nothing.
+- `GET {prefix}/health` and `/ready`, for whoever runs the process, and anybody else: they tell nothing;
+- `GET {prefix}/metrics`, where it is asked for.
 
 Knows the route map, the authenticator and the token engine; nothing of upstreams. No answer holds a token, or where an
 upstream is.
@@ -19,6 +20,7 @@ from typing import Any, Final, TypeAlias
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from idp_middleware._observation import Exporter
 from idp_middleware._public_urls import mount_of
 from idp_middleware._revocation import Revocations
 from idp_middleware._routes import METHODS, ProxyRoute, RouteMap
@@ -61,6 +63,8 @@ class OwnEndpoints:
         authenticate: Callable[[HTTPConnection], Awaitable[Caller]],
         tokens: TokenEngine,
         revocations: Revocations,
+        *,
+        metrics: Exporter | None = None,
     ) -> None:
         self._routes = routes
         self._authenticate = authenticate
@@ -74,6 +78,9 @@ class OwnEndpoints:
         }
         # Of an upstream with such a path of its own, all but this one spelling of it is the upstream's.
         self._tokens_of = {b"/%s/token" % route.name.encode(): partial(self._revoke, route) for route in routes}
+        if metrics is not None:
+            self._metrics = metrics
+            self._endpoints[b"/metrics"] = self._scrape
         self.closing = False
         """Whether new requests should go to another process."""
 
@@ -105,6 +112,10 @@ class OwnEndpoints:
             await ask(route.authorize, caller, conn)
         await self._revocations.revoke(caller, route)
         return _answer(conn, Response(status_code=204))
+
+    async def _scrape(self, conn: HTTPConnection) -> Response:
+        _check_method(conn, "GET", "HEAD")
+        return _answer(conn, await self._metrics.answer(conn))
 
     async def _overview(self, conn: HTTPConnection) -> Response:
         """The routes, and for those that the caller may use: whether there is a token for them, of which account.

@@ -321,10 +321,11 @@ OWN_NAMES = frozenset({"health", "ready"})
 class RouteMap:
     """The routes by name, and the cut of a raw path into route and rest.
 
-    Raises `ConfigurationError` for a prefix or a name that could not be matched byte for byte.
+    Raises `ConfigurationError` for a prefix or a name that could not be matched byte for byte, and for a name that is
+    `taken`.
     """
 
-    def __init__(self, routes: Mapping[str, ProxyRoute], prefix: str) -> None:
+    def __init__(self, routes: Mapping[str, ProxyRoute], prefix: str, *, taken: Collection[str] = ()) -> None:
         if not prefix.startswith("/") or prefix != quote(prefix, safe="/~") or "//" in prefix or prefix.endswith("/"):
             raise ConfigurationError(
                 "must start with a slash, not end with one, and need no percent-encoding", key="prefix"
@@ -336,6 +337,8 @@ class RouteMap:
                 raise ConfigurationError(
                     "a route's name has letters, digits and . _ ~ - only", table="routes", key=name
                 )
+            if name in taken:
+                raise ConfigurationError("is a path of the middleware's own here", table="routes", key=name)
             if name in OWN_NAMES:
                 raise ConfigurationError(
                     f"{prefix}/{name} is the middleware's own; give the route another name", table="routes", key=name

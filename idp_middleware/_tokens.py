@@ -18,9 +18,10 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from idp_middleware._loops import under_way
-from idp_middleware._observation import Record, note_token
+from idp_middleware._observation import Record
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token
+from idp_middleware._watch import note_token
 from idp_middleware.errors import (
     CallerForbidden,
     IdentityNotLinked,

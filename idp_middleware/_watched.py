@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from idp_middleware._cache import TokenCache
-from idp_middleware._observation import Observers, TokenEvent, TokenRecord, digest, note_token, source_name, watched
+from idp_middleware._observation import Observers, TokenEvent, TokenRecord, digest, source_name
 from idp_middleware._routes import Origin, ProxyRoute
 from idp_middleware._tokens import TokenEngine, differ
 from idp_middleware._types import Authenticator, Caller, RawHeaders, Timeout, Token
 from idp_middleware._upstream import RequestBody, Upstream, UpstreamResponse
+from idp_middleware._watch import note_token, watched
 from idp_middleware.errors import IdPError
 
 ErrorHandler = Callable[[HTTPConnection, IdPError], Response]
@@ -39,9 +41,9 @@ class WatchedAuthenticator:
             watch.authenticate += perf_counter() - started
         return caller
 
-    async def aclose(self) -> None:
-        if (aclose := getattr(self._authenticator, "aclose", None)) is not None:
-            await aclose()
+    def __getattr__(self, name: str) -> Any:
+        # Whatever else one may have, or not.
+        return getattr(self._authenticator, name)
 
 
 class WatchedTokens(TokenEngine):
@@ -89,9 +91,13 @@ class WatchedTokens(TokenEngine):
         except IdPError as exc:
             self._tell("failed", caller, route, problem=exc.name, seconds=perf_counter() - started)
             raise
-        self._tell("revoked", caller, route, seconds=perf_counter() - started)
+        if hasattr(route.source, "revoke"):
+            self._tell("revoked", caller, route, seconds=perf_counter() - started)
 
     async def _ask(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:
+        if getattr(route.source, "at_hand", False):
+            # Nothing is obtained, and an event for each request would bury those that tell something.
+            return await super()._ask(caller, route, held, refused)
         started = perf_counter()
         try:
             token = await super()._ask(caller, route, held, refused)

@@ -13,6 +13,7 @@ from idp_middleware._middleware import IdPMiddleware
 from idp_middleware._process import settle
 from idp_middleware.config import load_config
 from idp_middleware.errors import ConfigurationError
+from idp_middleware.observers import log_to_stdout
 
 __all__ = ["app"]
 
@@ -32,3 +33,4 @@ def _gateway() -> IdPMiddleware:
 
 app: IdPMiddleware = _gateway()
 settle()
+log_to_stdout()

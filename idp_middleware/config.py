@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ from idp_middleware._config_file import ConfigFile, Table
 from idp_middleware._idp_http import Transport
 from idp_middleware._introspection import IntrospectionAuthenticator
 from idp_middleware._jwt import JWTAuthenticator
+from idp_middleware._observation import Exporter, Observer
 from idp_middleware._routes import ProxyRoute, RouteMap
 from idp_middleware._session import SessionAuthenticator
 from idp_middleware._traces import forget_details
 from idp_middleware._types import Authenticator, TokenSource
 from idp_middleware.errors import ConfigurationError
+from idp_middleware.observers import AccessLog, AuditLog
 from idp_middleware.providers import PRESETS
 
 AUTHENTICATORS: Mapping[str, Callable[..., Authenticator]] = {
@@ -55,6 +57,8 @@ class Config:
     sources: Mapping[str, TokenSource]
     routes: Mapping[str, ProxyRoute]
     cache: TokenCache | None
+    observers: Sequence[Observer] = ()
+    metrics: Exporter | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `IdPMiddleware`."""
@@ -63,6 +67,8 @@ class Config:
             "authenticator": self.authenticator,
             "routes": dict(self.routes),
             "cache": self.cache,
+            "observers": self.observers,
+            "metrics": self.metrics,
         }
 
 
@@ -100,6 +106,8 @@ def _read(path: str | os.PathLike[str], transport: Transport | None) -> Config:
     file = ConfigFile(path)
     top = file.top()
     prefix = top.take("prefix", str, "/idp")
+    observers = _observers(top)
+    metrics = _metrics(file) if top.take("metrics", bool, False) else None
     top.no_more("authenticator", "sources", "routes", "cache")
     options = {} if transport is None else {"transport": transport}
     ways_in = [table.build_type(AUTHENTICATORS, **options) for table in top.one_or_more("authenticator")]
@@ -114,8 +122,23 @@ def _read(path: str | os.PathLike[str], transport: Transport | None) -> Config:
         logger.warning("%s", ConfigurationError("no route uses it", file=file.path, table=f"sources.{name}"))
     cache = _cache(top.table("cache")) if "cache" in top else None
     with file.locating(None):
-        RouteMap(routes, prefix)
-    return Config(prefix, authenticator, by_name, routes, cache)
+        RouteMap(routes, prefix, taken=() if metrics is None else ("metrics",))
+    return Config(prefix, authenticator, by_name, routes, cache, observers, metrics)
+
+
+def _observers(top: Table) -> tuple[Observer, ...]:
+    logs: dict[str, Callable[[], Observer]] = {"access_log": AccessLog, "audit_log": AuditLog}
+    return tuple(log() for key, log in logs.items() if top.take(key, bool, False))
+
+
+def _metrics(file: ConfigFile) -> Exporter:
+    try:
+        from idp_middleware.prometheus import Prometheus
+    except ImportError:
+        raise ConfigurationError(
+            "needs the extra: pip install 'idp-middleware[prometheus]'", key="metrics", file=file.path
+        ) from None
+    return Prometheus()
 
 
 def _cache(table: Table) -> TokenCache | None:

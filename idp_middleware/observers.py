@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -37,6 +38,7 @@ __all__ = [
     "TokenRecord",
     "Trace",
     "digest",
+    "log_to_stdout",
 ]
 
 
@@ -90,6 +92,17 @@ class AuditLog:
             if self._logger.isEnabledFor(level):
                 fields = asdict(record)
                 _write(self._logger, level, fields | {"seconds": round(record.seconds, 6)})
+
+
+def log_to_stdout() -> None:
+    """Where nobody has said where the two logs go, have them written to standard output: for a process of our own."""
+    for name in ("idp_middleware.access", "idp_middleware.audit"):
+        logger = logging.getLogger(name)
+        if not logger.hasHandlers():
+            handler = logging.StreamHandler(sys.stdout)
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
 
 
 def _milliseconds(seconds: float) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
+from datetime import datetime
 
 import pytest
 from aiocache import SimpleMemoryCache
 
-from idp_middleware import Caller, IdPMiddleware, ProxyRoute, Token, TokenCache
+from idp_middleware import Caller, IdPMiddleware, ProxyRoute, Token, TokenCache, sources
 from idp_middleware.errors import ConfigurationError, TokenSourceUnavailable
-from idp_middleware.observers import CacheRecord, RequestRecord, TokenRecord, digest
+from idp_middleware.observers import AccessLog, AuditLog, CacheRecord, RequestRecord, TokenRecord, digest, log_to_stdout
 from idp_middleware.testing import Identity
 from tests.stack import USERS, eventually, raw_upstream, read_head, running
 
@@ -96,15 +98,10 @@ def test_a_request_that_waits_for_another_ones_token_is_told_apart():
 
     async def slow(caller, route):
         asked.set()
-        while len(waiting) < 2:  # noqa: ASYNC110 (what is waited for is in another thread)
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
         return await a_token(caller, route)
 
-    waiting = []
-
     def ask():
-        waiting.append(1)
         with stack.client() as client:
             client.get("/idp/github/user")
 
@@ -257,7 +254,7 @@ class Broken:
     def __call__(self, record):
         raise ValueError(f"told {record}")
 
-    def begin(self, scope, route):
+    def begin(self, scope, route, *, mount):
         raise ValueError(f"told {scope}")
 
 
@@ -270,7 +267,7 @@ class BreaksLater:
     def __call__(self, record):
         pass
 
-    def begin(self, scope, route):
+    def begin(self, scope, route, *, mount):
         return self
 
     def __getattr__(self, name):
@@ -296,10 +293,97 @@ def test_an_observer_that_raises_harms_nobody_and_is_named_once(caplog):
     assert set(later.called) == {"sending", "answered", "end"}
 
 
+def test_a_token_that_is_at_hand_is_no_event():
+    """One for each request would bury those that tell something."""
+    kept = Kept()
+    with (
+        running(routes=from_function(sources.Static(USERS["alice"])), observers=[kept]) as stack,
+        stack.client() as client,
+    ):
+        client.get("/idp/github/user")
+        assert kept.request().token == "held"
+    assert kept.events == []
+
+
+async def test_an_authenticator_is_closed_and_shares_keys_as_if_nobody_watched():
+    """What stands in its place has whatever else it has."""
+
+    class Authenticator:
+        closed = shared = False
+        authenticate = staticmethod(a_token)
+
+        def use_cache(self, cache):
+            self.shared = True
+
+        async def aclose(self):
+            self.closed = True
+
+    authenticator = Authenticator()
+    middleware = IdPMiddleware(authenticator=authenticator, routes={}, cache=SimpleMemoryCache(), observers=[Kept()])
+    await middleware.aclose()
+    assert authenticator.closed
+    assert authenticator.shared
+    await IdPMiddleware(authenticator=a_token, routes={}, observers=[Kept()]).aclose()
+
+
 def test_what_cannot_be_called_is_no_observer():
     """A mistake is told where it is made."""
     with pytest.raises(ConfigurationError, match=r"observers: must be callable, and a str is not"):
         IdPMiddleware(authenticator=a_token, routes={}, observers=["access"])
+
+
+def test_the_access_log_is_one_line_of_json_for_each_request(caplog):
+    """For whoever ships lines, and, as a dict, for whoever formats for himself; with nothing private in it."""
+    caplog.set_level(logging.INFO, "idp_middleware.access")
+    kept = Kept()
+    with running(observers=[AccessLog(), kept]) as stack, stack.client() as client:
+        answer = client.get("/idp/github/user/private-path?private=query")
+        kept.request()
+    (record,) = (record for record in caplog.records if record.name == "idp_middleware.access")
+    told = json.loads(record.getMessage())
+    assert told == record.idp
+    assert (told["route"], told["method"], told["status"]) == ("github", "GET", answer.status_code)
+    assert (told["token"], told["bytes_out"], told["ended"]) == ("source", len(answer.content), "whole")
+    assert 0 < told["ms_upstream"] < told["ms_total"]
+    assert datetime.fromisoformat(told["time"]).tzinfo is not None
+    assert not any(each in record.getMessage() for each in ("private", "alice", USERS["alice"]))
+
+
+def test_the_audit_log_tells_what_became_of_a_token(caplog):
+    """Louder where it did not go well, so that a handler can be put at a level."""
+    caplog.set_level(logging.INFO, "idp_middleware.audit")
+    log = AuditLog()
+    fields = {"route": "github", "source": "Auth0Management", "caller": digest("issuer", ALICE), "seconds": 0.25}
+    log(TokenRecord(event="obtained", **fields))
+    log(TokenRecord(event="failed", problem="token-source-timeout", account=digest("101"), **fields))
+    log(CacheRecord("read"))
+    records = [record for record in caplog.records if record.name == "idp_middleware.audit"]
+    assert [record.levelno for record in records] == [logging.INFO, logging.WARNING]
+    assert json.loads(records[1].getMessage()) == records[1].idp
+    assert records[0].idp.items() >= ({"event": "obtained", "problem": None, "account": None} | fields).items()
+    assert records[1].idp["account"] == digest("101")
+
+
+def test_a_log_that_nobody_reads_is_not_written(caplog):
+    """A record costs as much as the rest of a request."""
+    caplog.set_level(logging.WARNING, "idp_middleware")
+    AuditLog()(TokenRecord(event="obtained", route="github", source="S", caller="c"))
+    assert caplog.records == []
+
+
+def test_logs_go_to_standard_output_unless_somebody_has_said_where(capsys, monkeypatch):
+    """A gateway of its own has nobody else to say so."""
+    log = logging.getLogger("idp_middleware.audit")
+    for name in ("idp_middleware.access", "idp_middleware.audit"):
+        logger = logging.getLogger(name)
+        # pytest's own handlers are at the root.
+        monkeypatch.setattr(logger, "propagate", False)
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "level", logging.NOTSET)
+    log_to_stdout()
+    log_to_stdout()
+    log.info("said")
+    assert capsys.readouterr().out == "said\n"
 
 
 def test_a_digest_is_one_for_each_caller_and_names_nobody():

@@ -23,6 +23,9 @@ class Static(_HoldsSecret):
         except (ValueError, TypeError):
             raise ConfigurationError("must be visible ASCII, since it becomes a header", key="value") from None
 
+    at_hand = True
+    """Nobody is asked."""
+
     def cache_key(self, caller: Caller, route: ProxyRoute) -> None:  # noqa: ARG002
         """Nothing to keep."""
         return None
@@ -38,6 +41,9 @@ class PassThrough:
     Only for an upstream that the credential is meant for: the same audience, the same people who run it. Anybody else
     could use it against this app (RFC 9700 section 4.9, access token leakage at the resource server).
     """
+
+    at_hand = True
+    """Nobody is asked."""
 
     def cache_key(self, caller: Caller, route: ProxyRoute) -> None:  # noqa: ARG002
         """Never kept: each request brings its own."""
