@@ -70,5 +70,5 @@ fuzz: $(VENV)/.fuzz
 
 clean:
 	rm -rf tests/fuzz/.findings
-	rm -rf benchmarks/.setup benchmarks/.runs benchmarks/node/node_modules tests/independent/node_modules
+	rm -rf benchmarks/.setup benchmarks/.runs benchmarks/node/node_modules tests/independent/node_modules examples/spa/node_modules
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist build
