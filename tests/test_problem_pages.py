@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -14,7 +15,7 @@ from docs.reference import problems
 from idp_middleware import AnyOf, IdPMiddleware, JWTAuthenticator, ProxyRoute, Timeout, sources
 from idp_middleware.testing import Auth0, Entra, Identity, ProviderAPI, serve
 from tests.pages import DOCS
-from tests.stack import AUDIENCE, free_port
+from tests.stack import AUDIENCE, eventually, free_port
 
 PAGES = DOCS / "errors"
 SECTIONS = ["## What happened", "## Who can mend it", "## How to find out", "## The answer"]
@@ -25,11 +26,10 @@ class Scene:
     """Everything that can go wrong, each on a route of its own."""
 
     def __init__(self, servers: ExitStack) -> None:
-        self.auth0, limited, slow, entra, github = Auth0(), Auth0(), Auth0(), Entra(), ProviderAPI()
-        for tenant in (self.auth0, limited, slow):
-            tenant.add_client("gateway", "secret", vault=True, api=AUDIENCE)
-        self.auth0.add_client("without-permissions", "secret", scopes=["read:users"])
-        self.auth0.add_user(
+        tenant, limited, slow, entra, github = Auth0(), Auth0(), Auth0(), Entra(), ProviderAPI()
+        for each in (tenant, limited, slow):
+            each.add_client("gateway", "secret", vault=True, api=AUDIENCE)
+        tenant.add_user(
             "auth0|alice",
             [
                 Identity("github", "101", access_token="gho_alice"),
@@ -37,15 +37,16 @@ class Scene:
                 Identity("gitlab", "8", access_token="home"),
             ],
         )
-        self.auth0.connect("auth0|alice", "google-oauth2", "ya29")
-        self.auth0.withdraw("auth0|alice", "google-oauth2")
+        tenant.connect("auth0|alice", "google-oauth2", "ya29")
+        tenant.withdraw("auth0|alice", "google-oauth2")
         limited.rate_limit("/oauth/token", retry_after=30)
         slow.stall("/oauth/token", 5)
         entra.add_client("gateway", "secret")
         entra.demand("alice")
         github.accept("gho_alice", login="alice")
-        github.stall("/slow", 5)
-        urls = [servers.enter_context(serve(party)).url for party in (self.auth0, limited, slow, entra, github)]
+        github.stall("/slow", 20)
+        self.github = github
+        urls = [servers.enter_context(serve(party)).url for party in (tenant, limited, slow, entra, github)]
         auth0, limits, stalls, microsoft, api = urls
 
         def management(url: str, client: str = "gateway", **options: Timeout) -> sources.Auth0Management:
@@ -73,20 +74,36 @@ class Scene:
             "stranger": ProxyRoute(api, token_source=management(auth0, "a-stranger"), connection="github"),
             "limited": ProxyRoute(api, token_source=management(limits), connection="github"),
             "stalled": ProxyRoute(api, token_source=management(stalls, timeout=brief), connection="github"),
+            "busy": ProxyRoute(api, token_source=same, max_concurrent=1),
+            "mine": ProxyRoute(api, token_source=same, max_concurrent_per_caller=1),
             "gone": ProxyRoute(f"http://127.0.0.1:{free_port()}", token_source=same),
             "slow": ProxyRoute(api, token_source=same, timeout=brief),
         }
         known = AnyOf(
-            JWTAuthenticator(issuer=self.auth0.issuer, audience=AUDIENCE),
+            JWTAuthenticator(issuer=tenant.issuer, audience=AUDIENCE),
             JWTAuthenticator(issuer=entra.issuer, audience="gateway"),
         )
         self.url = servers.enter_context(serve(IdPMiddleware(authenticator=known, routes=routes))).url
         self.tokens = {
-            "alice": self.auth0.issue_token("auth0|alice", audience=AUDIENCE, scope="read:github"),
-            "without scopes": self.auth0.issue_token("auth0|alice", audience=AUDIENCE, scope="openid"),
-            "of another API": self.auth0.issue_token("auth0|alice", audience="https://other.example"),
+            "alice": tenant.issue_token("auth0|alice", audience=AUDIENCE, scope="read:github"),
+            "without scopes": tenant.issue_token("auth0|alice", audience=AUDIENCE, scope="openid"),
+            "of another API": tenant.issue_token("auth0|alice", audience="https://other.example"),
             "of Entra ID": entra.issue_token("alice", audience="gateway"),
         }
+
+    def answer_to(self, name: str) -> str:
+        """The answer that has this problem, as a page shows it."""
+        if name not in UNDER_WAY:
+            return self.ask(*REQUESTS[name])
+        # Another request has to be under way, and to stay so.
+        before = self.github.count("/slow")
+        host, port = self.url.removeprefix("http://").split(":")
+        credential = f"Authorization: Bearer {self.tokens['alice']}"
+        lines = [f"GET /idp/{UNDER_WAY[name]}/slow HTTP/1.1", f"Host: {host}", credential]
+        with socket.create_connection((host, int(port))) as first:
+            first.sendall("\r\n".join([*lines, "", ""]).encode())
+            eventually(lambda: self.github.count("/slow") > before)
+            return self.ask(*REQUESTS[name])
 
     def ask(self, method: str, path: str, whose: str, body: bytes = b"") -> str:
         """The answer, as a page shows it."""
@@ -116,13 +133,18 @@ REQUESTS = {
     "interaction-required": ("GET", "/graph/me", "of Entra ID"),
     "method-not-allowed": ("DELETE", "/github/user", "alice"),
     "reconnect-required": ("GET", "/calendar/calendar/v3/calendars/primary", "alice"),
+    "route-overloaded": ("GET", "/busy/user", "alice"),
     "route-not-found": ("GET", "/githib/user", "alice"),
     "token-source-failed": ("GET", "/stranger/user", "alice"),
     "token-source-timeout": ("GET", "/stalled/user", "alice"),
     "token-source-unavailable": ("GET", "/limited/user", "alice"),
+    "too-many-requests": ("GET", "/mine/user", "alice"),
     "upstream-timeout": ("GET", "/slow/slow", "alice"),
     "upstream-unreachable": ("GET", "/gone/user", "alice"),
 }
+
+
+UNDER_WAY = {"route-overloaded": "busy", "too-many-requests": "mine"}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +173,7 @@ def test_a_page_says_what_happened_and_who_can_mend_it(problem) -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_page_shows_the_answer_as_it_is(name, scene) -> None:
     """Taken from a middleware at work: a field that changes its spelling changes here too."""
-    answer = scene.ask(*REQUESTS[name])
+    answer = scene.answer_to(name)
     assert json.loads(answer.partition("\n\n")[2])["type"] == f"urn:idp-middleware:problem:{name}"
     block = f"```http\n{answer}\n```"
     assert block in (PAGES / f"{name}.md").read_text(), f"docs/errors/{name}.md should have:\n{block}"
