@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import pickle
-import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +27,7 @@ from idp_middleware import Caller, ProxyRoute, Token
 from idp_middleware._cache import TokenCache, as_token_cache
 from idp_middleware._tokens import TokenEngine
 from idp_middleware.errors import ConfigurationError, IdentityNotLinked, TokenSourceUnavailable
+from tests.fleet.redis_server import running_redis
 
 KEY = Fernet.generate_key().decode()
 ALICE = (("auth0-management", "https://acme.example"), "github", "https://acme.example/", "auth0|alice", None)
@@ -444,42 +441,11 @@ async def test_an_outage_of_the_identity_provider_is_bridged_by_the_cache(worker
 # A real Redis
 
 
-@contextmanager
-def running_redis(folder: Path, *options: str) -> Iterator[int]:
-    program = shutil.which("redis-server")
-    if program is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("redis-server is not installed, and CI must not skip")
-        pytest.skip("redis-server is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    listen = ["--tls-port" if "--tls-cert-file" in options else "--port", str(port)]
-    common = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
-    with subprocess.Popen([program, *common, *options, *listen], stdout=subprocess.DEVNULL) as process:
-        try:
-            _wait_for(port, process)
-            yield port
-        finally:
-            process.terminate()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(500):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            assert process.poll() is None, "redis-server ended"
-            time.sleep(0.02)
-        else:
-            return
-    pytest.fail("redis-server did not start")
-
-
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     users = ["--user", "default", "off", "--user", "w@rker", "on", ">p@ss/word", "~*", "+@all"]
-    with running_redis(tmp_path_factory.mktemp("redis"), *users) as port:
-        yield f"redis://w%40rker:p%40ss%2Fword@127.0.0.1:{port}/3"
+    with running_redis(tmp_path_factory.mktemp("redis"), *users) as server:
+        yield f"redis://w%40rker:p%40ss%2Fword@127.0.0.1:{server.port}/3"
 
 
 @pytest.fixture
@@ -544,9 +510,9 @@ async def test_redis_over_tls_is_only_spoken_to_under_the_name_in_its_certificat
     certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
     certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     files = ["--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem", "--tls-ca-cert-file", "ca.pem"]
-    with running_redis(tmp_path, "--port", "0", "--tls-auth-clients", "no", *files) as port:
+    with running_redis(tmp_path, "--port", "0", "--tls-auth-clients", "no", *files) as server:
         for host, found in (("localhost", (TOKEN, 1e9)), ("127.0.0.1", None)):
-            url = f"rediss://{host}:{port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
+            url = f"rediss://{host}:{server.port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
             cache = TokenCache.from_url(url, encryption_keys=[KEY])
             await cache.set(ALICE, TOKEN, 1e9, ttl=60)
             assert await cache.get(ALICE) == found
