@@ -14,11 +14,12 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from hmac import compare_digest
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from idp_middleware._circuit import Circuit, spread
 from idp_middleware._loops import under_way
-from idp_middleware._observation import Record
+from idp_middleware._observation import Record, source_name
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token
 from idp_middleware._watch import note_token
@@ -43,6 +44,7 @@ CLOCK_SKEW: Final = 10.0  # a token serves no longer than this before its expiry
 REFRESH_BEFORE: Final = 60.0
 NOT_LINKED_FOR: Final = 5.0  # long enough to spare the provider a page that asks ten times, short enough to link in
 RETRY_REFRESH: Final = (5.0, 60.0)  # doubling from, up to
+LOG_EVERY: Final = 60.0
 RENEWALS: Final = 3  # that refusals may cause at once …
 RENEWAL_EVERY: Final = 20.0  # … and then one in this time: an API that refuses whatever it gets must not drain the IdP
 
@@ -87,6 +89,8 @@ class TokenEngine:
         # By id, since hashing a route means hashing all it holds. A plan keeps its route, so no id comes twice.
         self._plans: dict[int, _Plan] = {}
         self._numbers: dict[object, int] = {}
+        self._circuits: dict[int, Circuit] = {}
+        self._observe = observe
 
     async def token(self, caller: Caller, route: ProxyRoute) -> Token:
         """A token that serves now. Raises `errors.TokenError`: `ReconnectRequired` too, for scopes that it lacks."""
@@ -151,13 +155,17 @@ class TokenEngine:
 
     async def _ask(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:  # noqa: ARG002
         """The source's answer, in place of `held` or `refused`."""
-        return await _ask(caller, route, refused)
+        plan = self._plans.get(id(route)) or self._plan(route)
+        return await plan.circuit.ask(lambda: _ask(caller, route, refused))
 
     def _plan(self, route: ProxyRoute) -> _Plan:
         identity = getattr(route.source, "identity", None)
         shared = None if identity is None else (tuple(identity), route.connection)
         number = self._numbers.setdefault(shared or object(), len(self._numbers))
-        plan = self._plans[id(route)] = _Plan(route, number, shared)
+        circuit = self._circuits.get(number)
+        if circuit is None:
+            circuit = self._circuits[number] = Circuit(source_name(route.source), self._observe)
+        plan = self._plans[id(route)] = _Plan(route, number, shared, circuit)
         return plan
 
     def _fetch(self, caller: Caller, plan: _Plan, key: tuple[Any, ...]) -> Fetch:
@@ -203,11 +211,12 @@ def shared_fetch(cache: TokenCache, parts: tuple[Any, ...], ask: Fetch, asked_at
 class _Plan:
     """What the tokens of one route are kept under, and what they have to be good for."""
 
-    __slots__ = ("_cache_key", "number", "route", "scopes", "shared")
+    __slots__ = ("_cache_key", "circuit", "number", "route", "scopes", "shared")
 
-    def __init__(self, route: ProxyRoute, number: int, shared: tuple[Any, ...] | None) -> None:
+    def __init__(self, route: ProxyRoute, number: int, shared: tuple[Any, ...] | None, circuit: Circuit) -> None:
         self.route = route
         self.number = number
+        self.circuit = circuit
         self.shared = shared
         self.scopes = frozenset(route.token_scopes)
         self._cache_key: Callable[..., tuple[Any, ...] | None] | None = getattr(route.source, "cache_key", None)
@@ -271,6 +280,7 @@ class TokenKeeper:
         self._held: OrderedDict[Hashable, _Held] = OrderedDict()
         self._not_linked: OrderedDict[Hashable, tuple[float, IdPError]] = OrderedDict()
         self._flights: dict[Hashable, asyncio.Task[Token | IdPError]] = {}
+        self._log_again_at = 0.0
 
     def get(self, key: Hashable) -> Token | None:
         """The token under `key` if nothing needs doing about it."""
@@ -390,7 +400,12 @@ class TokenKeeper:
             return exc
         except IdPError as exc:
             if (old := self._held.get(key)) is not None and time() < old.until:
-                old.failed(exc)
+                wait = old.failed(exc)
+                # In an outage, that of one of them has to do for all tokens.
+                level = logging.DEBUG if monotonic() < self._log_again_at else logging.WARNING
+                log.log(level, "no new token yet, next try in %.0f s: %s", wait, exc)
+                if level == logging.WARNING:
+                    self._log_again_at = monotonic() + LOG_EVERY
             return exc
         entry = _Held(token, asked_at)
         if (old := self._held.get(key)) is not None:
@@ -422,13 +437,14 @@ class _Held:
         self.renewals = float(RENEWALS)
         self.renewed_at = 0.0
 
-    def failed(self, error: IdPError) -> None:
-        """Still serving: put the next attempt off."""
+    def failed(self, error: IdPError) -> float:
+        """Still serving: put the next attempt off, by so many seconds."""
         first, longest = RETRY_REFRESH
-        wait = max(min(first * 2**self.failures, longest), getattr(error, "retry_after", None) or 0.0)
+        told: float = getattr(error, "retry_after", None) or 0.0
+        wait = max(spread(max(min(first * 2 ** min(self.failures, 10), longest), told)), told)
         self.failures += 1
         self.refresh_at = min(self.until, time() + wait)
-        log.warning("no new token yet, next try in %.0f s: %s", wait, error)
+        return wait
 
     def may_renew(self) -> bool:
         now = time()

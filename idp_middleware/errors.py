@@ -19,6 +19,7 @@
     │   ├── IdentityAmbiguous       409
     │   ├── TokenSourceFailed       502
     │   ├── TokenSourceUnavailable  503
+    │   │   └── TokenSourceBusy     503
     │   └── TokenSourceTimeout      504
     └── UpstreamError                     the provider's API did not answer
         ├── UpstreamUnreachable     502
@@ -345,6 +346,10 @@ class TokenSourceUnavailable(TokenError):
     def headers(self) -> list[tuple[str, str]]:
         seconds = 1 if self.retry_after is None else max(1, math.ceil(self.retry_after))
         return [("retry-after", str(seconds))]
+
+
+class TokenSourceBusy(TokenSourceUnavailable):
+    """It is there, but limits our rate, or is asked as much as we let it be; says nothing of its health."""
 
 
 class TokenSourceTimeout(TokenError):

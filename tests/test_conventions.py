@@ -20,9 +20,9 @@ LAYERS = [
     {"_routes"},
     {"_fields", "_lifespan", "_replacer", "stores"},
     {"_request_headers", "_response_headers", "_public_urls", "_inbound", "_upstream", "_idp_http"},
-    {"_shared_store"},
+    {"_shared_store", "_turns"},
     {"_shared_guard", "_shared_aiocache", "_shared_redis"},
-    {"_shared_values"},
+    {"_shared_values", "_circuit"},
     {
         "_engine",
         "_httpx_upstream",

@@ -23,6 +23,7 @@ from idp_middleware.errors import (
     ConfigurationError,
     IdPError,
     NotMine,
+    TokenSourceBusy,
     TokenSourceFailed,
     TokenSourceTimeout,
     TokenSourceUnavailable,
@@ -277,7 +278,7 @@ async def test_null_is_the_same_as_nothing(server: IntrospectionServer) -> None:
         ({"status": 403}, TokenSourceFailed),
         ({"status": 500, "body": {"active": True, "sub": "alice"}}, TokenSourceUnavailable),
         ({"status": 503, "headers": {"Retry-After": "7"}}, TokenSourceUnavailable),
-        ({"status": 429, "headers": {"Retry-After": "60"}}, TokenSourceUnavailable),
+        ({"status": 429, "headers": {"Retry-After": "60"}}, TokenSourceBusy),
     ],
 )
 async def test_what_is_no_answer_lets_nobody_in(

@@ -394,19 +394,18 @@ async def test_a_failing_renewal_keeps_the_old_token_and_tries_ever_more_rarely(
 
     assert [await ask() for _ in range(3)] == ["old"] * 3
     assert source.times == 2
-    clock.shift(5.5)
-    assert [await ask() for _ in range(3)] == ["old"] * 3
-    assert source.times == 3
-    clock.shift(5.5)
-    assert await ask() == "old"
-    assert source.times == 3
-    clock.shift(5.5)
-    assert await ask() == "old"
-    assert source.times == 4
-    clock.shift(20.5)
+    # Each a quarter longer or shorter, so that what failed together is not tried again together.
+    for times, (shortest, longest) in enumerate([(3.75, 6.25), (7.5, 12.5)], start=2):
+        clock.shift(shortest - 0.1)
+        assert await ask() == "old"
+        assert source.times == times
+        clock.shift(longest - shortest + 0.2)
+        assert [await ask() for _ in range(3)] == ["old"] * 3
+        assert source.times == times + 1
+    clock.shift(25.1)
     assert await ask() == "old"
     assert await ask() == "new"
-    assert "next try in 20 s" in caplog.text
+    assert len([record for record in caplog.records if "next try in" in record.message]) == 1
 
 
 async def test_a_failing_renewal_waits_as_long_as_it_was_told(engine: TokenEngine, clock: Any) -> None:

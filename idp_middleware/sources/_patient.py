@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Final
 
 from idp_middleware._idp_http import DEFAULT_TIMEOUT, Answer, IdPClient, Transport
+from idp_middleware._turns import Turns
 from idp_middleware._types import Timeout
-from idp_middleware.errors import TokenSourceTimeout, TokenSourceUnavailable
+from idp_middleware.errors import TokenSourceBusy
 
 # In seconds.
 MAX_WAIT: Final = 5.0  # that a request spends on waiting for a rate limit; a caller waits behind it
@@ -33,9 +33,7 @@ class PatientClient(IdPClient):
 
     def __init__(self, *, transport: Transport | None = None, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
         super().__init__(transport=transport, timeout=timeout)
-        self._turn_timeout = timeout.pool
-        self._turns: asyncio.Semaphore | None = None
-        self._turns_loop: asyncio.AbstractEventLoop | None = None
+        self._turns = Turns(AT_ONCE, patience=timeout.pool)
         self._closed_until = 0.0
 
     async def request(
@@ -52,13 +50,13 @@ class PatientClient(IdPClient):
         A function as `json` or `form` is called for each attempt, for a body that must not be sent twice.
 
         Raises:
-            TokenSourceUnavailable: also where the rate limit lasts too long to wait; `retry_after` says how long.
-            TokenSourceTimeout: also where too many requests wait for their turn.
+            TokenSourceBusy: the rate limit lasts too long to wait (`retry_after` says how long), or too many requests
+                wait for their turn.
         """
         give_up = monotonic() + MAX_WAIT
         shortest = SHORTEST
         while True:
-            async with self._turn():
+            async with self._turns.turn():
                 # Looked at after the wait for a turn, since whoever was ahead may have been turned away.
                 wait = self._closed_until - monotonic()
                 if wait <= 0:
@@ -72,24 +70,8 @@ class PatientClient(IdPClient):
             # Those who waited for the same moment don't come all at once.
             pause = wait + random.uniform(0.0, SHORTEST)  # noqa: S311 - spreads requests, hides nothing
             if monotonic() + wait > give_up:
-                raise TokenSourceUnavailable("the identity provider limits our rate", retry_after=wait)
+                raise TokenSourceBusy("the identity provider limits our rate", retry_after=wait)
             await asyncio.sleep(pause)
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-        if self._turns is None or self._turns_loop is not loop:
-            self._turns, self._turns_loop = asyncio.Semaphore(AT_ONCE), loop
-        turns = self._turns
-        try:
-            async with asyncio.timeout(self._turn_timeout):
-                await turns.acquire()
-        except TimeoutError:
-            raise TokenSourceTimeout("too many requests wait for the identity provider") from None
-        try:
-            yield
-        finally:
-            turns.release()
 
 
 def _now(body: Any) -> Any:

@@ -31,6 +31,7 @@ from idp_middleware.errors import (
     IdPError,
     ReconnectRequired,
     TokenError,
+    TokenSourceBusy,
     TokenSourceTimeout,
     TokenSourceUnavailable,
 )
@@ -160,7 +161,7 @@ class Rotation:
             elif monotonic() < give_up:
                 await asyncio.sleep(POLL * random.uniform(0.5, 1.5))  # noqa: S311 - spreads looks, hides nothing
             else:
-                raise TokenSourceUnavailable("another process refreshes it", retry_after=left)
+                raise TokenSourceBusy("another process refreshes it", retry_after=left)
 
     async def _claim_and_spend(self, entry: Entry) -> Entry | None:
         """The renewed entry; None where it is another by now. Raises as `renewed` does."""

@@ -20,6 +20,7 @@ from idp_middleware._tokens import TokenEngine
 from idp_middleware.errors import (
     ConfigurationError,
     IdPError,
+    TokenSourceBusy,
     TokenSourceFailed,
     TokenSourceTimeout,
     TokenSourceUnavailable,
@@ -146,7 +147,7 @@ class Contract:
         """Nothing is asked before then, for nobody."""
         rig.double.respond(self.path, status=429, headers={"Retry-After": "60"})
         for user in ("alice", "bob"):
-            with rig.refusing(TokenSourceUnavailable) as caught:
+            with rig.refusing(TokenSourceBusy) as caught:
                 await rig.token(user)
             assert caught.value.retry_after == pytest.approx(60, abs=5)
         assert rig.asked() == 1
