@@ -128,7 +128,16 @@ def _read(path: str | os.PathLike[str], transport: Transport | None) -> Config:
 
 def _observers(top: Table) -> tuple[Observer, ...]:
     logs: dict[str, Callable[[], Observer]] = {"access_log": AccessLog, "audit_log": AuditLog}
-    return tuple(log() for key, log in logs.items() if top.take(key, bool, False))
+    observers = [log() for key, log in logs.items() if top.take(key, bool, False)]
+    if "opentelemetry" in top:
+        table = top.table("opentelemetry")
+        try:
+            from idp_middleware.opentelemetry import OpenTelemetry
+        except ImportError:
+            table.wrong("needs the extra: pip install 'idp-middleware[opentelemetry]'")
+        observers.append(OpenTelemetry(propagate=table.take("propagate", bool, False)))
+        table.no_more()
+    return tuple(observers)
 
 
 def _metrics(file: ConfigFile) -> Exporter:

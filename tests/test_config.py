@@ -73,7 +73,7 @@ def mistake(text: str | bytes) -> str:
 def test_a_file_becomes_the_arguments_of_the_middleware() -> None:
     """The point of it: the same vocabulary, so that nothing is left to translate."""
     arguments = load(FILE)
-    assert set(arguments) == {"prefix", "authenticator", "routes", "cache"}
+    assert set(arguments) == {"prefix", "authenticator", "routes", "cache", "observers", "metrics"}
     assert arguments["prefix"] == "/idp"
     assert isinstance(arguments["authenticator"], JWTAuthenticator)
     assert isinstance(arguments["routes"]["github"].source, sources.Auth0Management)
@@ -253,7 +253,7 @@ def test_http_is_for_loopback_or_with_permission() -> None:
         ),
         pytest.param(
             "zzz = 1" + FILE,
-            "idp.toml: zzz: there is no such key; there is authenticator, cache, prefix, routes, sources",
+            "idp.toml: zzz: there is no such key; there is access_log, audit_log, authenticator, cache, metrics, ",
             id="unknown key with no likeness",
         ),
         pytest.param(
