@@ -101,7 +101,7 @@ class TokenEngine:
         # All that most requests ever run:
         token = self._keeper.get(key)
         if token is None:
-            token = await self._keeper.token(key, self._fetch(caller, plan, key))
+            token = await self._keeper.token(key, self._fetch(caller, plan, key), anew=_logged_in_at(caller))
         if not plan.scopes or not plan.lacking(token):
             return token
         # The user may have come back with more by now.
@@ -208,6 +208,12 @@ def shared_fetch(cache: TokenCache, parts: tuple[Any, ...], ask: Fetch, asked_at
     return fetch
 
 
+def _logged_in_at(caller: Caller) -> float:
+    """When the caller got the token they come with, as far as that says (RFC 7519 section 4.1.6); else 0."""
+    issued = caller.claims.get("iat")
+    return float(issued) if isinstance(issued, int | float) else 0.0
+
+
 class _Plan:
     """What the tokens of one route are kept under, and what they have to be good for."""
 
@@ -295,8 +301,10 @@ class TokenKeeper:
         held = self._held.get(key)
         return 0.0 if held is None else held.asked_at
 
-    async def token(self, key: Hashable, fetch: Fetch) -> Token:
+    async def token(self, key: Hashable, fetch: Fetch, *, anew: float = 0.0) -> Token:
         """The token under `key`; fetched where there is none, and in the background where it expires soon.
+
+        That there is none, as said before `anew` (seconds since the epoch), counts no more.
 
         Raises `errors.IdPError` as `fetch` did, each caller its own copy.
         """
@@ -307,7 +315,7 @@ class TokenKeeper:
                 held.refresh_at = held.until
                 self._flight(key, fetch, held=held.token)
             return held.token
-        self._refuse(key)
+        self._refuse(key, anew)
         return await _landing(self._flight(key, fetch))
 
     async def newer(self, key: Hashable, fetch: Fetch, held: Token) -> Token:
@@ -359,12 +367,15 @@ class TokenKeeper:
         self._held.clear()
         self._not_linked.clear()
 
-    def _refuse(self, key: Hashable) -> None:
-        """Raise what was said a moment ago, if it was that there is no such identity."""
+    def _refuse(self, key: Hashable, anew: float = 0.0) -> None:
+        """Raise what was said a moment ago, if it was that there is no such identity.
+
+        Who has logged in since then may have come from connecting it.
+        """
         known = self._not_linked.get(key)
         if known is not None:
-            until, error = known
-            if time() < until:
+            said_at, error = known
+            if time() < said_at + NOT_LINKED_FOR and anew <= said_at:
                 raise _twin(error)
             del self._not_linked[key]
 
@@ -396,7 +407,7 @@ class TokenKeeper:
             token, asked_at = await fetch(held, refused)
         except IdentityNotLinked as exc:
             self._held.pop(key, None)
-            self._put(self._not_linked, key, (time() + NOT_LINKED_FOR, _twin(exc)))
+            self._put(self._not_linked, key, (time(), _twin(exc)))
             return exc
         except IdPError as exc:
             if (old := self._held.get(key)) is not None and time() < old.until:

@@ -301,6 +301,22 @@ async def test_not_linked_is_remembered_for_a_few_seconds(
     assert (await engine.token(caller(), github)).value == "linked"
 
 
+async def test_not_linked_counts_no_more_for_who_logs_in_anew(engine: TokenEngine, clock: Any) -> None:
+    """A user comes back from connecting the account with a new token, and should not be told to connect it."""
+
+    def logged_in(at: object) -> Caller:
+        return Caller("auth0|alice", claims={"iss": "https://acme.example/", "iat": at})
+
+    source = Source(IdentityNotLinked("no"), Token("linked"))
+    github = route(source)
+    for at in (int(time()) - 60, "yesterday", None, int(time())):
+        with pytest.raises(IdentityNotLinked):
+            await engine.token(logged_in(at), github)
+    assert source.times == 1
+    clock.shift(2)
+    assert (await engine.token(logged_in(int(time())), github)).value == "linked"
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [

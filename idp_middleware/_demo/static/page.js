@@ -9,7 +9,7 @@ import { loggedIn, logIn, logOut } from "./login.js";
 import { seen, showWitness } from "./witness.js";
 
 const LATELY = 8;
-// Seconds to wait for a new link to be seen: "not linked" is remembered for five.
+// Seconds to wait for a new link to be seen: "not linked" is remembered for five, unless the login is newer than that.
 
 const settings = await (await fetch("settings.json")).json();
 let session = null;
