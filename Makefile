@@ -5,6 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
+# It asks the python on the path for the packages.
+PYRIGHT = PATH="$(abspath $(BIN)):$$PATH" pyright
+
 .PHONY: demo test check format docs bench fuzz clean help
 .DEFAULT_GOAL := help
 
@@ -48,6 +51,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
+	$(PYRIGHT)
+	@# What it reports is long; what is wrong stands in the middle.
+	$(PYRIGHT) --verifytypes idp_middleware --ignoreexternal >$(VENV)/types.txt || { cat $(VENV)/types.txt; exit 1; }
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -58,7 +58,7 @@ class ClientAuth(_HoldsSecret):
         key_id: str | None = None,
         thumbprint: bool = False,
     ) -> None:
-        self.client_id = required("client_id", client_id)
+        self.client_id: str = required("client_id", client_id)
         self._audience = audience
         self._secret: str | None = None
         self._key: Any = None

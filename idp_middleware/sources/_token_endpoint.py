@@ -102,7 +102,7 @@ class TokenEndpoint(_HoldsSecret):
             raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
         parse_base_url(url, key, allow_insecure=options.get("allow_insecure", False))
         self.url = url
-        self.auth = ClientAuth(
+        self.auth: ClientAuth = ClientAuth(
             client_id=client_id,
             client_secret=options.get("client_secret"),
             client_auth=options.get("client_auth", "post"),
