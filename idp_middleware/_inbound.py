@@ -175,14 +175,12 @@ class Inbound:
             self._received += len(chunk)
             if self._max_body is not None and self._received > self._max_body:
                 raise BodyTooLarge("arrived")
-            if message.get("more_body", False):
-                # Read one message ahead: while the upstream takes its time, the caller's leaving shows here.
-                self.listen()
-            else:
+            if not message.get("more_body", False):
                 self._done = True
                 if self.length is not None and self._received != self.length:
                     raise BadRequest("the body is not as long as announced")
-                self._lookout.add(self, self._loop)
+            # While the upstream takes its time with this, the caller's leaving would show in the next message.
+            self._lookout.add(self, self._loop)
             if chunk:
                 self._keep(chunk)
                 return chunk

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 READ_AHEAD = 256 * 1024
 """Bytes of a body that may wait for a slow caller before the connection is no longer read."""
 
-WRITE_AHEAD = 256 * 1024
+WRITE_AHEAD = 64 * 1024
 """Bytes of an upload that may wait for a slow upstream before the body is no longer read."""
 
 
