@@ -126,7 +126,7 @@ class Prometheus:
         self._metrics = {name: _made(name, described, kept) for name, described in METRICS.items()}
         self._children: dict[tuple[str, ...], Any] = {}
         self._in_progress = _InProgress(self._metrics["idp_middleware_requests_in_progress"])
-        self.registry = kept
+        self.registry: CollectorRegistry = kept
         """What a scrape shows."""
         self.app: ASGIApp = _Scrapes(self.answer)
         """Answers scrapes, to mount where you like."""

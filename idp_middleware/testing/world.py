@@ -55,9 +55,10 @@ class World:
     """
 
     def __init__(self, *, issuer: str = ISSUER, audience: str = AUDIENCE, client: tuple[str, str] = CLIENT) -> None:
-        self.auth0 = Auth0(issuer)
-        self.audience = audience
-        self.client_id, self.client_secret = client
+        self.auth0: Auth0 = Auth0(issuer)
+        self.audience: str = audience
+        self.client_id: str = client[0]
+        self.client_secret: str = client[1]
         self.auth0.add_client(*client, vault=True, api=audience)
         self._apis: dict[str, ProviderAPI] = {}
         self._others: dict[str, Any] = {_host(issuer): self.auth0}

@@ -57,7 +57,7 @@ from idp_middleware.observers import (
 KEYS = [base64.urlsafe_b64encode(os.urandom(32)).decode()]
 IDP = "https://acme.eu.auth0.com/"
 ENDPOINT = "https://provider.example/token"
-assert_type(__version__, str)
+VERSION: str = __version__
 
 
 class OwnSource:
