@@ -19,6 +19,7 @@ from idp_middleware._fernet import fernet
 from idp_middleware._observation import Record
 from idp_middleware._shared_aiocache import AiocacheStore, BaseCache, leaves_the_process
 from idp_middleware._shared_guard import PATIENCE, StoreGuard
+from idp_middleware._shared_revocations import SharedRevocations
 from idp_middleware._shared_store import Store, StoreFailed
 from idp_middleware._shared_values import SharedValues
 from idp_middleware._types import Token, _HoldsSecret
@@ -42,7 +43,7 @@ class TokenCache(_HoldsSecret):
         ConfigurationError: no usable keys.
     """
 
-    __slots__ = ("_guard", "_keys", "_store", "_tokens")
+    __slots__ = ("_guard", "_keys", "_store", "_tokens", "revocations")
 
     def __init__(self, backend: BaseCache, *, encryption_keys: Sequence[str] | Sequence[bytes] = ()) -> None:
         if not isinstance(backend, BaseCache):
@@ -82,6 +83,7 @@ class TokenCache(_HoldsSecret):
         }
         self._tokens = SharedValues("token", write=_token_members, read=_token, **common)
         self._keys = SharedValues("keys", write=_key_members, read=_key_set, **common)
+        self.revocations = SharedRevocations(**common)
 
     @property
     def observe(self) -> Callable[[Record], None] | None:

@@ -1,15 +1,29 @@
-"""Taking users' tokens back, to the end, whoever stops waiting for it.
+"""Taking users' tokens back, to the end, whoever stops waiting for it; and hearing of it from other processes.
 
-Half of it would be a token that its user believes gone. Knows the token engine; nothing of requests.
+Half of a revocation would be a token that its user believes gone. Knows the token engine and the shared cache; nothing
+of requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Final
 
+from idp_middleware._loops import running_loop
 from idp_middleware._routes import ProxyRoute
-from idp_middleware._tokens import TokenEngine
 from idp_middleware._types import Caller
+
+if TYPE_CHECKING:
+    from idp_middleware._cache import TokenCache
+    from idp_middleware._shared_revocations import Owner
+    from idp_middleware._tokens import TokenEngine
+
+# In seconds.
+HEARD_EVERY: Final = 2.0  # how long other processes go on using what was revoked, a second of patience with Redis aside
+OVERLAP: Final = 5.0  # between two looks, for a command that took its time
+HEARD_OF: Final = 1800.0  # who has heard nothing for longer may have missed something
 
 
 class Revocations:
@@ -30,3 +44,64 @@ class Revocations:
         """Let those under way come to their end."""
         if self._under_way:
             await asyncio.wait(self._under_way)
+
+
+class News:
+    """Looks for revocations by other processes, as long as this one keeps what they could be about.
+
+    A look every now and then, rather than a subscription: what happens while the connection is away is not lost, and
+    one command in two seconds costs less than a connection that has to be watched.
+
+    Args:
+        cache: where they are told.
+        forget: is called with whom each is about; with None where that can't be told, so that it may be anybody.
+    """
+
+    def __init__(self, cache: TokenCache, forget: Callable[[Owner | None], Awaitable[None]]) -> None:
+        self._cache = cache
+        self._forget = forget
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._look: asyncio.Task[None] | None = None
+        self._heard_at = 0.0
+        self._known: set[tuple[str, str]] = set()
+
+    def follow(self) -> None:
+        """Look from now on. A timer and not a task, so that a loop that ends leaves nothing behind."""
+        loop = running_loop()
+        if self._loop is not loop and self._cache.revocations.announcing is not None:
+            self._loop = loop
+            self._heard_at = monotonic()
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._loop is not None:
+            self._timer = self._loop.call_later(HEARD_EVERY, self._begin)
+
+    def _begin(self) -> None:
+        if self._loop is not None:
+            self._look = self._loop.create_task(self._hear())
+            self._look.add_done_callback(lambda _: self._arm())
+
+    async def _hear(self) -> None:
+        now = monotonic()
+        silence = now - self._heard_at
+        told = await self._cache.revocations.announced(silence + OVERLAP)
+        if told is None:
+            return
+        self._heard_at = now
+        news, self._known = [each for each in told if each not in self._known], set(told)
+        whom: set[Owner | None] = {await self._cache.revocations.owner(name) for name, _ in news}
+        if silence > HEARD_OF or len(told) >= self._cache.revocations.at_most:
+            whom.add(None)
+        for owner in whom if None not in whom else {None}:
+            await self._forget(owner)
+
+    async def aclose(self) -> None:
+        """Look no more."""
+        loop, self._loop = self._loop, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._look is not None and loop is running_loop():
+            self._look.cancel()
+            await asyncio.wait([self._look])

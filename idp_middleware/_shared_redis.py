@@ -60,10 +60,33 @@ _EXTEND = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', K
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
+# What is announced, and the seconds for which announcements stand.
+_ANNOUNCE = (
+    _NOW
+    + """
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[2] * 1000000))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+)
+
+# Milliseconds to look back, and how many at most.
+_ANNOUNCED = (
+    _NOW
+    + """
+local since = string.format('%.0f', now - ARGV[1] * 1000)
+return redis.call('ZRANGEBYSCORE', KEYS[1], since, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+"""
+)
+
+_ANNOUNCEMENTS: Final = "idp-middleware:announcements"
+
+
 class RedisStore:
     """Values with fences, and claims, over connections that are opened when needed."""
 
-    __slots__ = ("_claim", "_extend", "_put", "_redis", "_release")
+    __slots__ = ("_announce", "_announced", "_claim", "_extend", "_put", "_redis", "_release")
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -71,6 +94,8 @@ class RedisStore:
         self._put = redis.register_script(_PUT)
         self._extend = redis.register_script(_EXTEND)
         self._release = redis.register_script(_RELEASE)
+        self._announce = redis.register_script(_ANNOUNCE)
+        self._announced = redis.register_script(_ANNOUNCED)
 
     async def get(self, name: str) -> bytes | None:
         async with self._answering():
@@ -96,6 +121,15 @@ class RedisStore:
     async def release(self, name: str, owner: str) -> None:
         async with self._answering():
             await self._release([_lock(name)], [owner])
+
+    async def announce(self, name: str, seconds: int) -> bool:
+        async with self._answering():
+            return bool(await self._announce([_ANNOUNCEMENTS], [name, seconds]))
+
+    async def announced(self, seconds: float, at_most: int) -> list[tuple[str, str]]:
+        async with self._answering():
+            told = [each.decode() for each in await self._announced([_ANNOUNCEMENTS], [int(seconds * 1000), at_most])]
+            return list(zip(told[::2], told[1::2], strict=True))
 
     async def aclose(self) -> None:
         """Close the connections; a later command opens new ones."""

@@ -71,17 +71,20 @@ class SharedValues(Generic[T]):
 
     async def get(self, key: tuple[Any, ...]) -> Asked[T] | None:
         """What is kept under `key`. Never raises."""
-        name = self._name(key)
+        return await self.named(self.name(key))
+
+    async def named(self, name: str) -> Asked[T] | None:
+        """What is kept under the key of that `name`. Never raises."""
         return self._opened(name, await self._guard.run(self._store.get, name, writes=False))
 
     async def set(self, key: tuple[Any, ...], value: T, asked_at: float, *, ttl: float) -> None:
         """Keep a value for `ttl` seconds, as one that was asked for just now. Never raises."""
-        await self._put(self._name(key), (value, asked_at), ttl, _Claim())
+        await self._put(self.name(key), (value, asked_at), ttl, _Claim())
 
     async def delete(self, key: tuple[Any, ...]) -> None:
         """Drop what is kept under `key`, and what others have asked for before now. Never raises."""
         # However the store fares: what stays in it comes back.
-        await self._guard.run(self._store.drop, self._name(key), always=True)
+        await self._guard.run(self._store.drop, self.name(key), always=True)
 
     async def obtain(
         self,
@@ -96,7 +99,7 @@ class SharedValues(Generic[T]):
         Where the store knows claims, one process at a time asks, and the others take what it brings; but whoever has
         waited long enough asks as well. Raises what `ask` raises: after `IdentityNotLinked`, nothing is kept.
         """
-        name = self._name(key)
+        name = self.name(key)
         there = self._opened(name, await self._guard.run(self._store.get, name, writes=False))
         if there is not None and serves(there):
             self._guard.counts["hits"] += 1
@@ -171,7 +174,7 @@ class SharedValues(Generic[T]):
         self._guard.counts["overtaken"] += 1
         return self._opened(name, later)
 
-    def _name(self, key: tuple[Any, ...]) -> str:
+    def name(self, key: tuple[Any, ...]) -> str:
         """SHA-256 over the parts, each with its length before it: no two keys spell the same bytes."""
         digest = hashlib.sha256(b"".join(_encoded((_VERSION, self._kind, key)))).hexdigest()
         return f"idp-middleware:{self._kind}:{digest}"

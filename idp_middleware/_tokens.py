@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from idp_middleware._circuit import Circuit, spread
 from idp_middleware._loops import under_way
 from idp_middleware._observation import Record, source_name
+from idp_middleware._revocation import News
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, Token
 from idp_middleware._watch import note_token
@@ -34,6 +35,7 @@ from idp_middleware.errors import (
 
 if TYPE_CHECKING:
     from idp_middleware._cache import TokenCache
+    from idp_middleware._shared_revocations import Owner
 
 log = logging.getLogger("idp_middleware.tokens")
 
@@ -91,6 +93,7 @@ class TokenEngine:
         self._numbers: dict[object, int] = {}
         self._circuits: dict[int, Circuit] = {}
         self._observe = observe
+        self._news = None if cache is None else News(cache, self._revoked_elsewhere)
 
     async def token(self, caller: Caller, route: ProxyRoute) -> Token:
         """A token that serves now. Raises `errors.TokenError`: `ReconnectRequired` too, for scopes that it lacks."""
@@ -138,17 +141,34 @@ class TokenEngine:
             await guarded(route, revoke(caller, route))
 
     async def forget(self, caller: Caller, route: ProxyRoute) -> None:
-        """Drop what is kept for a user on a route: here, whatever the account and scopes; and in the shared cache."""
+        """Drop all that is kept for a user on a route, whatever the account and scopes, in every process.
+
+        Raises `TokenSourceUnavailable` where it is dropped here, but the others could not be told.
+        """
         plan = self._plans.get(id(route)) or self._plan(route)
         key = plan.key(caller)
         if key is None:
             return
-        await self._keeper.forget(key[:3])
+        told = True
         if self._cache is not None and plan.shared is not None:
+            if plan.is_callers(caller):
+                told = await self._cache.revocations.revoke((*plan.shared, caller.issuer, caller.subject))
             await self._cache.delete((*plan.shared, *key[1:]))
+        await self._keeper.forget(key[:3])
+        if not told:
+            raise TokenSourceUnavailable("the shared cache fails, so that other processes may not know of it")
+
+    async def _revoked_elsewhere(self, owner: Owner | None) -> None:
+        """Another process has revoked a user's tokens; None is anybody's."""
+        if owner is None:
+            await self._keeper.forget(())
+        elif (number := self._numbers.get(owner[:2])) is not None:
+            await self._keeper.forget((number, *owner[2:]))
 
     async def aclose(self) -> None:
         """Cancel what is under way, drop what is kept, let go of the shared cache."""
+        if self._news is not None:
+            await self._news.aclose()
         await self._keeper.aclose()
         if self._cache is not None:
             await self._cache.aclose()
@@ -176,11 +196,17 @@ class TokenEngine:
             asked, asked_at = True, time()
             return await self._ask(caller, plan.route, held, refused), asked_at
 
-        if self._cache is None or plan.shared is None:
+        cache = self._cache
+        if cache is None or self._news is None or plan.shared is None:
             return ask
-        shared = shared_fetch(self._cache, (*plan.shared, *key[1:]), ask, lambda: self._keeper.asked_at(key))
+        self._news.follow()
+        parts = (*plan.shared, *key[1:])
+        # Without them, it is the app's own.
+        owner = (*plan.shared, *key[1:3]) if plan.is_callers(caller) else None
 
         async def fetch(held: Token | None, refused: Token | None) -> Obtained:
+            revoked_at = 0.0 if owner is None else await cache.revocations.revoked_at(owner)
+            shared = shared_fetch(cache, parts, ask, lambda: max(revoked_at, self._keeper.asked_at(key)))
             obtained = await shared(held, refused)
             if not asked:
                 note_token("shared")
@@ -192,7 +218,8 @@ class TokenEngine:
 def shared_fetch(cache: TokenCache, parts: tuple[Any, ...], ask: Fetch, asked_at: Callable[[], float]) -> Fetch:
     """`ask`, behind the shared cache: what another process has obtained since `asked_at()` will do.
 
-    `parts` are what the token depends on. The time is that of the token to be replaced (seconds since the epoch).
+    `parts` are what the token depends on. The time is that of the token to be replaced, or of a revocation (seconds
+    since the epoch).
     """
 
     async def fetch(held: Token | None, refused: Token | None) -> Obtained:
@@ -200,7 +227,7 @@ def shared_fetch(cache: TokenCache, parts: tuple[Any, ...], ask: Fetch, asked_at
 
         def serves(stored: Obtained) -> bool:
             # Later too, since a cache that comes back from a backup has what was refused long ago.
-            newer = old is None or (stored[1] > since and differ(stored[0], old))
+            newer = stored[1] > since and (old is None or differ(stored[0], old))
             return newer and _serves_until(stored) > time()
 
         return await cache.obtain(parts, lambda: ask(held, refused), serves=serves, until=_serves_until)

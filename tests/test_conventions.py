@@ -23,6 +23,7 @@ LAYERS = [
     {"_shared_store", "_turns"},
     {"_shared_guard", "_shared_aiocache", "_shared_redis"},
     {"_shared_values", "_circuit"},
+    {"_shared_revocations", "_revocation"},
     {
         "_engine",
         "_httpx_upstream",
@@ -35,7 +36,7 @@ LAYERS = [
         "_inflated",
         "_watch",
     },
-    {"_jwks", "_cache", "_introspected", "_revocation"},
+    {"_jwks", "_cache", "_introspected"},
     {"_jwt", "_introspection", "_session", "_any_of"},
     {"providers"},
     {"_answers", "_websocket", "_websocket_offers", "_body_rewriting", "_authorized"},
