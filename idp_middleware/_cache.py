@@ -62,7 +62,7 @@ class TokenCache(_HoldsSecret):
             ConfigurationError: not such a URL, no usable keys, or the extra is not installed.
         """
         if not isinstance(url, str) or not url.startswith(("redis://", "rediss://")):
-            raise ConfigurationError("must be a redis:// or rediss:// URL", key="url")
+            raise ConfigurationError("must be a redis:// or rediss:// URL, such as redis://127.0.0.1:6379/0", key="url")
         try:
             from idp_middleware._shared_redis import open_redis
         except ImportError:

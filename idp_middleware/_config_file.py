@@ -26,6 +26,9 @@ SECRETS = frozenset({"app_secret", "client_secret", "consumer_secret", "encrypti
 _SIZES = frozenset({"max_body"})
 """Keys that also take a size with a unit."""
 
+_BEGIN = {"authenticator": '; it says who may call, and begins with type = "jwt", issuer and audience'}
+"""What a table that has to be there is for."""
+
 # "$${" is the text "${"; whatever else begins like a variable has to be one.
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*\}?)")
 _VARIABLE_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -50,7 +53,7 @@ class ConfigFile:
                 text = file.read().decode("utf-8-sig")
             return Table(self, (), tomllib.loads(text))
         except FileNotFoundError:
-            message = "there is no such file"
+            message = "there is no such file; idp-middleware init writes one"
         except OSError as exc:
             message = f"cannot be read ({exc.strerror})"
         except UnicodeDecodeError as exc:
@@ -70,7 +73,7 @@ class ConfigFile:
         headers = [header[1].strip() for line in lines[:number] if (header := _HEADER.fullmatch(line))]
         key = _KEY.match(lines[number - 1])
         return ConfigurationError(
-            f"line {number} has it for the second time",
+            f"line {number} has it for the second time; keep one",
             key=key and key[1],
             table=(headers or [None])[-1],
             file=self.path,
@@ -95,7 +98,7 @@ class ConfigFile:
         value = os.environ.get(name[1])
         if not value:
             state = "not set" if value is None else "empty"
-            raise ConfigurationError(f"the environment variable {name[1]} is {state}")
+            raise ConfigurationError(f"the environment variable {name[1]} is {state}; set it where this runs")
         self._variables[name[1]] = value
         return value
 
@@ -156,7 +159,8 @@ class Table:
             if key in _SIZES and isinstance(value, str):
                 return size(value)
             if not fits(value, annotation):
-                raise ConfigurationError(f"must be {in_words(annotation)}, not {kind_of(value)}")
+                hint = "; put it in brackets" if isinstance(value, str) and fits([value], annotation) else ""
+                raise ConfigurationError(f"must be {in_words(annotation)}, not {kind_of(value)}{hint}")
             return value
 
     def choose(self, key: str, choices: Collection[str], what: str) -> str:
@@ -174,7 +178,7 @@ class Table:
         self._taken.append(key)
         path = (*self._path, key)
         if key not in self._data:
-            raise ConfigurationError("is missing", table=_dotted(path), file=self._file.path)
+            raise ConfigurationError(f"is missing{_BEGIN.get(key, '')}", table=_dotted(path), file=self._file.path)
         data = self._data[key]
         if not isinstance(data, dict):
             self.wrong(f"must be a table, [{_dotted(path)}], not {kind_of(data)}", key)
@@ -197,6 +201,10 @@ class Table:
             self._taken.append(key)
             return []
         outer = self.table(key)
+        for name, data in outer._data.items():
+            if not isinstance(data, dict):
+                path = _dotted((*outer._path, name))
+                outer.wrong(f"must be a table, [{path}], not {kind_of(data)}; the tables are [{outer.name}.NAME]", name)
         return [outer.table(name) for name in outer._data]
 
     def no_more(self, *known: str) -> None:
@@ -210,12 +218,19 @@ class Table:
         """What `factory` makes of the table; `given` are arguments that the file doesn't decide."""
         accepted = {name: kind for name, kind in vocabulary(factory).items() if name not in given}
         self.no_more(*accepted)
-        for key, (_, required) in accepted.items():
+        for key, (kind, required) in accepted.items():
             if required and key not in self._data:
-                self.wrong("is missing", key)
+                self.wrong(f"is missing; add {key} = {self._example(key, kind)}", key)
         arguments = {key: self.take(key, kind) for key, (kind, _) in accepted.items() if key in self._data}
         with self._file.locating(self.name):
             return factory(**arguments, **given)
+
+    def _example(self, key: str, kind: Any) -> str:
+        """How a key is written, for who has left it out."""
+        text = f'"{_variable_for(f"{self.key}_{key}")}"' if key in SECRETS else '"…"'
+        if fits("", kind):
+            return text
+        return f"[{text}]" if fits([""], kind) else "…"
 
     def build_type(self, factories: Mapping[str, Callable[..., Any]], **given: Any) -> Any:
         """As `build`, with the factory that the table's `type` names, and what it takes of `given`."""
@@ -224,14 +239,19 @@ class Table:
         return self.build(factory, **{name: value for name, value in given.items() if name in taken})
 
 
+def _variable_for(name: str) -> str:
+    """What a secret's variable of the environment may be called."""
+    return "${" + re.sub(r"[^A-Z0-9]+", "_", name.upper()) + "}"
+
+
 def _refuse_literal_secret(key: str, value: object, name: str) -> None:
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):
             continue
         secret = text if key in SECRETS else _password(text) if key in ("url", "store") else None
         if secret and not any(match[1] for match in _VARIABLE.finditer(secret)):
-            name = re.sub(r"[^A-Z0-9]+", "_", name.upper())
-            raise ConfigurationError(f'is a secret, so take it from the environment: write "${{{name}}}" and set that')
+            variable = _variable_for(name)
+            raise ConfigurationError(f'is a secret, so take it from the environment: write "{variable}" and set that')
 
 
 def _password(url: str) -> str | None:

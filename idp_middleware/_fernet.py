@@ -20,7 +20,10 @@ def fernet(encryption_keys: Sequence[str] | Sequence[bytes]) -> MultiFernet:
     if isinstance(encryption_keys, (str, bytes)):
         raise ConfigurationError("must be a list of keys", key="encryption_keys")
     if not encryption_keys:
-        raise ConfigurationError("are needed: tokens are kept only encrypted", key="encryption_keys")
+        raise ConfigurationError(
+            "are needed: tokens are kept only encrypted (cryptography.fernet.Fernet.generate_key() makes one)",
+            key="encryption_keys",
+        )
     try:
         return MultiFernet([Fernet(key) for key in encryption_keys])
     except (ValueError, TypeError):

@@ -212,9 +212,13 @@ class ProxyRoute(_HoldsSecret):
         if self.websocket and find_spec("websockets") is None:
             raise ConfigurationError("needs the extra: pip install 'idp-middleware[websocket]'", key="websocket")
         if self.websocket_bearer and not self.websocket:
-            raise ConfigurationError("is for a route with websocket only", key="websocket_bearer")
+            raise ConfigurationError("is for a route with websocket only; add websocket = true", key="websocket_bearer")
         if getattr(self.source, "needs_connection", False) and not self.connection:
-            raise ConfigurationError(f"{type(self.source).__name__} needs to know which connection", key="connection")
+            raise ConfigurationError(
+                f'{type(self.source).__name__} needs to know which connection: add connection = "…", '
+                "as the identity provider names it",
+                key="connection",
+            )
 
     @property
     def address(self) -> str:
@@ -328,7 +332,7 @@ class RouteMap:
     def __init__(self, routes: Mapping[str, ProxyRoute], prefix: str, *, taken: Collection[str] = ()) -> None:
         if not prefix.startswith("/") or prefix != quote(prefix, safe="/~") or "//" in prefix or prefix.endswith("/"):
             raise ConfigurationError(
-                "must start with a slash, not end with one, and need no percent-encoding", key="prefix"
+                "must start with a slash, not end with one, and need no percent-encoding: /idp, say", key="prefix"
             )
         for name, route in routes.items():
             if not isinstance(route, ProxyRoute):
@@ -482,7 +486,7 @@ def _encoded(headers: Mapping[str, str], key: str) -> tuple[tuple[bytes, bytes],
         if not _TOKEN.match(name):
             raise ConfigurationError(f"{name!r} is not a header name", key=key)
         if name.lower() in _OURS:
-            raise ConfigurationError(f"{name} is written by the middleware itself", key=key)
+            raise ConfigurationError(f"{name} is written by the middleware itself; leave it out", key=key)
         if not isinstance(value, str) or not re.fullmatch(r"[\t -~]*", value):
             raise ConfigurationError(f"{name} has a value that can't stand in a header", key=key)
         encoded.append((name.lower().encode(), value.encode()))

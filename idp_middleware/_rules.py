@@ -59,9 +59,9 @@ class Rule:
         if methods is not None and not methods:
             raise ConfigurationError("is empty, so the rule would be about nothing", key="methods")
         if self.deny and scopes:
-            raise ConfigurationError("make no difference where nobody may", key="scopes")
+            raise ConfigurationError("make no difference where nobody may; leave them out", key="scopes")
         if self.deny and methods is None and paths is None:
-            raise ConfigurationError("without methods or paths, nobody might do anything", key="deny")
+            raise ConfigurationError("without methods or paths, nobody might do anything; add one of them", key="deny")
         if self.deny and methods is not None and "GET" in methods:
             methods |= {"HEAD"}
         for name, value in (
@@ -174,7 +174,7 @@ def compile_paths(patterns: Collection[str], *, any_case: bool = False) -> re.Pa
                 raise ConfigurationError(f"{pattern!r} has a segment {segment!r} that can't match", key="paths")
         alternatives.append(_expression(segments))
     if not alternatives:
-        raise ConfigurationError("is empty, so nothing would be allowed", key="paths")
+        raise ConfigurationError("is empty, so nothing would be allowed; leave it out to allow all", key="paths")
     return re.compile(f"(?:{'|'.join(alternatives)})\\Z", re.DOTALL | (re.IGNORECASE if any_case else 0))
 
 
@@ -217,5 +217,5 @@ def check_method(method: str) -> str:
     if not _METHOD.match(method):
         raise ConfigurationError(f"{method!r} is not a request method (they are upper case)", key="methods")
     if method in ("TRACE", "CONNECT"):
-        raise ConfigurationError(f"{method} is never forwarded", key="methods")
+        raise ConfigurationError(f"{method} is never forwarded; leave it out", key="methods")
     return method
