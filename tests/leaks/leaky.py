@@ -21,6 +21,8 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from opentelemetry import trace
+from prometheus_client import Counter
 
 from idp_middleware import IdPMiddleware, Token, TokenCache
 from idp_middleware._middleware import problem_response
@@ -28,7 +30,7 @@ from idp_middleware.stores import SQLiteTokenStore
 from tests.leaks.scenarios.calls import BIG
 from tests.leaks.scenarios.parts import reply, with_route
 from tests.leaks.set_ups import SET_UPS
-from tests.leaks.sinks import FILES
+from tests.leaks.sinks import FILES, METRICS, RECORDS, TRACES
 from tests.leaks.world import World, world
 
 logger = logging.getLogger("leaky")
@@ -455,5 +457,48 @@ planted(
     (CALLER, FILES),
     change=on_the_way(
         lambda world, token: (world.folder / world.canaries[CALLER].rpartition(".")[2][:200]).write_text("")
+    ),
+)
+
+
+# Through what is there to be seen.
+
+
+def named_after_its_token(world: World, token: Token) -> Token:
+    assert world.middleware is not None
+    world.middleware.route("github").source.name = token.value  # type: ignore[attr-defined]
+    return token
+
+
+def label(world: World, token: str) -> None:
+    Counter("debug", "A token as a label.", ["token"], registry=world.watching.metrics.registry).labels(token).inc()
+
+
+planted("the token in a metric's label", (TOKEN, METRICS), change=on_the_way(label))
+planted(
+    "the token in a span's attribute",
+    (TOKEN, TRACES),
+    change=on_the_way(lambda world, token: trace.get_current_span().set_attribute("debug", token)),
+)
+planted(
+    "the token in what observers are told",
+    (TOKEN, RECORDS),
+    (TOKEN, METRICS),
+    (TOKEN, TRACES),
+    (TOKEN, "the log"),
+    change=watched(named_after_its_token),
+)
+planted(
+    "who it is in a line of the access log",
+    (WHOSE, "the log"),
+    change=lambda world, arguments: (
+        arguments
+        | {
+            "observers": [
+                lambda record: logging.getLogger("idp_middleware.access").info(
+                    "%s", world.authority.subject("alice"), extra={"idp": {"caller": world.authority.subject("alice")}}
+                )
+            ]
+        }
     ),
 )

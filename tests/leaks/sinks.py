@@ -20,6 +20,9 @@ from types import TracebackType
 from typing import Any
 
 FILES = "files and caches"
+METRICS = "metrics"
+TRACES = "traces"
+RECORDS = "what observers are told"
 SINKS = (
     "the caller",
     "the upstream",
@@ -29,6 +32,9 @@ SINKS = (
     "error reports",
     "the app behind",
     FILES,
+    METRICS,
+    TRACES,
+    RECORDS,
 )
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -72,7 +78,7 @@ class LogSink(logging.Handler):
             return
         self.records.append(record)
         self._sinks.put("the log", self.format(record))
-        self._sinks.put("the log", f"{record.args!r}")
+        self._sinks.put("the log", f"{record.args!r} {getattr(record, 'idp', '')!r}")
         if record.exc_info and record.exc_info[1] is not None:
             self._sinks.put("error reports", report(record.exc_info[1]), belongs=self._reports_belong)
 

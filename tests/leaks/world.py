@@ -29,6 +29,7 @@ from idp_middleware.testing import RunningServer, serve
 from tests.leaks.authority import USERS, Authority, everything_of, seeded
 from tests.leaks.canaries import Canaries
 from tests.leaks.sinks import FILES, SINKS, LogSink, Sinks, Tap, fields, files_under, heads, logging_everything, report
+from tests.leaks.watching import Watching
 from tests.stack import raw_upstream
 
 API_KEY_FIELD = "X-Api-Key"
@@ -92,6 +93,7 @@ class World:
     """Seconds that the gateway waits for an answer of the identity provider or the upstream."""
     gateway: RunningServer | None = None
     middleware: IdPMiddleware | None = None
+    watching: Watching = field(default_factory=Watching)
     shared: SimpleMemoryCache = field(default_factory=SimpleMemoryCache)
     """What the gateway's token cache keeps things in; in the place of one that others can read."""
     also_belongs: set[tuple[str, str]] = field(default_factory=set)
@@ -179,6 +181,7 @@ class World:
         for name, content in files_under(self.folder):
             self.sinks.put(FILES, name.encode() + b"\n" + content)
         self.sinks.put(FILES, repr(self.shared._cache))
+        self.watching.collect(self.sinks)
 
     def _collect_upstream(self, arrived: bytes) -> None:
         """All but the one `Authorization` that each request has to have; and whether it has that."""
@@ -300,7 +303,7 @@ def world(
     with ExitStack() as running:
         made.api_url = running.enter_context(raw_upstream(tap.serve))
         made.idp = running.enter_context(serve(authority))
-        arguments = {"on_error": on_error, **set_up.make(made)}
+        arguments = {"on_error": on_error, **made.watching.arguments(), **set_up.make(made)}
         made.middleware = middleware(the_app_behind(sinks), **change(made, arguments))
         app = Reporter(set_up.around(made, made.middleware), sinks, in_reports)
         made.log = running.enter_context(
