@@ -96,6 +96,15 @@ class SessionAuthenticator:
         """Who vouches for its callers."""
         return self._issuer
 
+    @property
+    def security_scheme(self) -> dict[str, str]:
+        """As an OpenAPI document has it: the cookie goes along by itself, the field has to be sent."""
+        name, described = (
+            self._header.decode(),
+            "1, on a page of the app's own origin; the session's cookie does the rest.",
+        )
+        return {"type": "apiKey", "in": "header", "name": name, "description": described}
+
     async def authenticate(self, conn: HTTPConnection) -> Caller:
         """The user whose session it is.
 

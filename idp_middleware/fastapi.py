@@ -21,19 +21,20 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from functools import cache
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import httpx
-from fastapi import Depends, HTTPException
+from fastapi import Depends, FastAPI, HTTPException
 from starlette.requests import HTTPConnection
 
 from idp_middleware._middleware import SCOPE_KEY, IdPMiddleware
+from idp_middleware._openapi import describe
 from idp_middleware._rules import ask
 from idp_middleware._traces import forget_details
 from idp_middleware._types import Caller
 from idp_middleware.errors import ConfigurationError, IdPError, problem
 
-__all__ = ["CurrentCaller", "current_caller", "idp_client"]
+__all__ = ["CurrentCaller", "current_caller", "describe_routes", "idp_client"]
 
 logger: logging.Logger = logging.getLogger("idp_middleware")
 
@@ -74,6 +75,28 @@ def idp_client(route: str) -> Callable[..., AsyncIterator[httpx.AsyncClient]]:
             raise _answer(exc) from exc
 
     return client
+
+
+def describe_routes(app: FastAPI, idp: IdPMiddleware) -> None:
+    """Put the proxied routes into the app's OpenAPI document, so that Swagger UI and generated clients can call them.
+
+        idp = IdPMiddleware(authenticator=…, routes={"github": …})
+        app.add_middleware(idp.around)
+        describe_routes(app, idp)
+
+    Which operations there are follows from each route's `methods` and `paths`; the more these say, the better the
+    document. A route without `paths` has a path for each number of segments up to four, since clients encode a slash
+    within one. The security scheme is the authenticator's: a bearer token, or the field that a session asks for.
+    """
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            # FastAPI keeps what it made.
+            describe(original(), idp._routes, idp._routes.prefix, idp._authenticator)
+        return original()
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _middleware(conn: HTTPConnection) -> IdPMiddleware:

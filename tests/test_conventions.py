@@ -42,6 +42,7 @@ LAYERS = [
     {"_answers", "_websocket", "_websocket_offers", "_body_rewriting", "_authorized"},
     {"_client", "_own", "_watched"},
     {"_middleware"},
+    {"_openapi"},
     {"fastapi", "uvicorn"},
     {"_config_types"},
     {"_config_file"},
