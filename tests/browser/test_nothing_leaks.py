@@ -78,7 +78,7 @@ def test_the_whole_way_shows_the_browser_no_provider_token(
         expect(page.locator("#status")).to_contain_text("403 Forbidden")
         expect(page.locator("#from")).to_have_text("answered by the middleware itself")
         expect(page.locator("#remedy")).to_contain_text(refusal)
-        watch.look()
+        watch.look(heap=True)
         page.locator("#remedy").get_by_role("button", name=f"{verb} {name}").click()
         page.get_by_role("button", name="Allow").click()
         expect(page.locator("#notice")).to_have_text(f"{name} is connected.")
