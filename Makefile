@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # It asks the python on the path for the packages.
 PYRIGHT = PATH="$(abspath $(BIN)):$$PATH" pyright
 
-.PHONY: demo test check format docs bench fuzz clean help
+.PHONY: demo test check format docs bench fuzz dist clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make check     format, lint and types'
 	@echo 'make format    mend format and what lint can mend'
 	@echo 'make docs      the documentation as a site, in build/site'
+	@echo 'make dist      wheel and sdist, in dist/, tried as installed'
 	@echo 'make fuzz      100,000 inputs of any kind for each place where strangers reach in (FUZZ="--runs 1000 token")'
 	@echo 'make bench     side by side with other proxies (BENCH=--quick: in a few minutes)'
 
@@ -71,6 +72,11 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH)
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build -q
+	IDP_DIST=index $(BIN)/python -m pytest -q tests/test_dist.py
 
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz $(FUZZ)
