@@ -39,7 +39,7 @@ from idp_middleware import (
     stores,
 )
 from idp_middleware.config import Config, read_config
-from idp_middleware.fastapi import CurrentCaller, current_caller, idp_client
+from idp_middleware.fastapi import CurrentCaller, current_caller, describe_routes, idp_client
 from idp_middleware.observers import (
     AccessLog,
     AuditLog,
@@ -258,6 +258,7 @@ def around_an_app(folder: Path) -> tuple[FastAPI, ASGIApp]:
         transport=httpx.AsyncHTTPTransport(),
     )
     app.add_middleware(idp.around)
+    describe_routes(app, idp)
     app.add_middleware(
         IdPMiddleware,
         authenticator=function_authenticator,
