@@ -31,6 +31,7 @@ HOMES = {
     "CONTRIBUTING.md": "docs/contributing.md",
     "SECURITY.md": "docs/security.md",
     "benchmarks/results.md": "docs/measurements.md",
+    "examples/README.md": "docs/examples.md",
 }
 """Which page has which file of the project."""
 
