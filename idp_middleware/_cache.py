@@ -83,7 +83,7 @@ class TokenCache(_HoldsSecret):
         }
         self._tokens = SharedValues("token", write=_token_members, read=_token, **common)
         self._keys = SharedValues("keys", write=_key_members, read=_key_set, **common)
-        self.revocations = SharedRevocations(**common)
+        self.revocations: SharedRevocations = SharedRevocations(**common)
 
     @property
     def observe(self) -> Callable[[Record], None] | None:
