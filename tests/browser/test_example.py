@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 
 from idp_middleware.testing import Auth0, Identity, ProviderAPI, serve
 from tests.browser.conftest import screenshot
+from tests.browser.test_page import a_second_later
 
 SPA = Path(__file__).parents[2] / "examples" / "spa"
 
@@ -63,8 +64,7 @@ def test_a_user_logs_in_connects_and_sees_repositories(page: Page, example: Exam
     """What a reader would try first, with a library that others maintain."""
     log_in(page, example)
     expect(page.get_by_role("status")).to_have_text("The user has not linked an account for this connection.")
-    # The new token has to be newer than that answer, in whole seconds.
-    page.wait_for_timeout(1000)
+    a_second_later(page)
     page.get_by_role("button", name="Connect GitHub").click()
     page.get_by_role("button", name="Allow").click()
 

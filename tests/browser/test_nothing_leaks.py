@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from idp_middleware._demo import Parties
 from idp_middleware._demo.stand_ins import CLIENT_SECRET, PROVIDER_TOKENS
 from tests.browser.conftest import PATIENCE, Chromium
-from tests.browser.test_page import call, card, log_in
+from tests.browser.test_page import a_second_later, call, card, log_in
 from tests.browser.watch import Watch, found
 
 SECRETS = {f"provider token {number}": token for number, token in enumerate(PROVIDER_TOKENS, start=1)}
@@ -79,6 +79,7 @@ def test_the_whole_way_shows_the_browser_no_provider_token(
         expect(page.locator("#from")).to_have_text("answered by the middleware itself")
         expect(page.locator("#remedy")).to_contain_text(refusal)
         watch.look(heap=True)
+        a_second_later(page)
         page.locator("#remedy").get_by_role("button", name=f"{verb} {name}").click()
         page.get_by_role("button", name="Allow").click()
         expect(page.locator("#notice")).to_have_text(f"{name} is connected.")

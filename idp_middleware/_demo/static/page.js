@@ -13,6 +13,7 @@ const LATELY = 8;
 
 const settings = await (await fetch("settings.json")).json();
 let session = null;
+let latest = 0;
 
 byId("log-in").addEventListener("click", () => attempt(() => logIn(settings)));
 byId("log-out").addEventListener("click", () => attempt(() => logOut(settings, session.idToken)));
@@ -80,8 +81,9 @@ async function run(call) {
   if (problem !== null) remedy(problem, route);
 }
 
-// Do something, and show it from every side.
+// Do something, and show it from every side. What made way for the next is not waited for.
 async function witnessed(sent, act) {
+  const mine = ++latest;
   byId("witness").ariaBusy = "true";
   try {
     const before = await seen(session.token);
@@ -89,7 +91,7 @@ async function witnessed(sent, act) {
     showWitness({ ...sent, events: (await seen(session.token, before.next)).events });
     return result;
   } finally {
-    byId("witness").ariaBusy = "false";
+    if (mine === latest) byId("witness").ariaBusy = "false";
   }
 }
 
