@@ -17,6 +17,8 @@ ROW = 30
 BAR = 18
 TOP = 64
 BOTTOM = 48
+MARGIN = 24
+"""For readers whose font is wider than ours: text that is longer than its column is not cut off."""
 # The floor times this is the whole scale.
 SCALE = 10
 
@@ -62,8 +64,8 @@ def svg(bars: Sequence[Bar], caption: str) -> str:
     at_floor = LABELS + floor * scale
     bottom = TOP + ROW * len(ordered)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        f'role="img" aria-labelledby="title">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH + 2 * MARGIN}" height="{height}" '
+        f'viewBox="{-MARGIN} 0 {WIDTH + 2 * MARGIN} {height}" role="img" aria-labelledby="title">',
         f"<style>{_STYLE}\n</style>",
         '<title id="title">CPU per proxied request</title>',
         '<text class="title" x="16" y="26">CPU per proxied request</text>',

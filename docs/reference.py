@@ -228,10 +228,11 @@ def _entry(name: str, thing: Any) -> str:
         return f"### `{name}`\n\nA constant: {_short(thing)}."
     described = Described(thing)
     parts = [f"### `{name}`"]
-    if not (isinstance(thing, type) and issubclass(thing, errors.IdPError)):
+    if not (isinstance(thing, type) and (issubclass(thing, errors.IdPError) or getattr(thing, "_is_protocol", False))):
         parts.append(f"```text\n{_signature(name, thing)}\n```")
     parts.append(_linked(described.prose))
     if described.arguments:
+        parts.append("Arguments:")
         parts.append("\n".join(f"- `{key}`: {meaning}" for key, meaning in described.arguments.items()))
     if isinstance(thing, type):
         methods = [
@@ -242,7 +243,7 @@ def _entry(name: str, thing: Any) -> str:
             and inspect.getdoc(_function(method))
         ]
         if methods:
-            parts.append("\n".join(methods))
+            parts += ["Methods:", "\n".join(methods)]
     return "\n\n".join(filter(None, parts))
 
 
