@@ -21,6 +21,7 @@ from idp_middleware.errors import (
     ReconnectRequired,
     TokenError,
     TokenSourceUnavailable,
+    UpstreamError,
 )
 
 
@@ -47,10 +48,14 @@ _CERTIFICATES: Final = {
     ),
     "authority": Advice(
         "its certificate is from an authority that is not known here",
-        "use a certificate of a public authority. For one of your own: upstreams go by the system's list "
-        "(SSL_CERT_FILE); identity providers need transport=httpx.AsyncHTTPTransport(verify=…), from Python",
+        "use a certificate of a public authority; for one of your own, load the file from Python, with "
+        "load_config(…, transport=httpx.AsyncHTTPTransport(verify=…))",
     ),
 }
+_AUTHORITY_OF_UPSTREAM: Final = Advice(
+    _CERTIFICATES["authority"].wrong,
+    "add the authority to this system's list, or set SSL_CERT_FILE to its certificate; or use a public one's",
+)
 _NO_NAME: Final = Advice(
     "the host name is not known to DNS", "check its spelling, and that this machine can look names up"
 )
@@ -76,7 +81,9 @@ def network_advice(error: BaseException) -> Advice | None:
     for each in behind:
         if isinstance(each, ssl.SSLCertVerificationError):
             kind = next((kind for kind, codes in _CERTIFICATE.items() if each.verify_code in codes), "authority")
-            return _CERTIFICATES[kind]
+            # Upstreams go by the system's list, identity providers by a list of public authorities.
+            ours = kind == "authority" and isinstance(error, UpstreamError)
+            return _AUTHORITY_OF_UPSTREAM if ours else _CERTIFICATES[kind]
     for each in behind:
         if isinstance(each, socket.gaierror):
             return _NO_NAME
@@ -103,8 +110,9 @@ def advice(error: Exception) -> Advice:
         return Advice(str(error), error.todo)
     if (network := network_advice(error)) is not None:
         return network
+    wrong = str(error).removesuffix(f"; {todo}") if (todo := getattr(error, "todo", "")) else str(error)
     name = f"{error.name}: " if isinstance(error, IdPError) else ""
-    return Advice(f"{name}{error}", _todo(error))
+    return Advice(f"{name}{wrong}", todo or _todo(error))
 
 
 def _todo(error: Exception) -> str:
@@ -144,7 +152,8 @@ def reaching(url: str) -> Iterator[None]:
         yield
     except TokenError as exc:
         where = urlsplit(url).netloc.rpartition("@")[2]
-        wrong, todo = network_advice(exc) or Advice(str(exc), _todo(exc))
+        wrong, todo = advice(exc)
+        wrong = wrong.removeprefix(f"{exc.name}: ")
         if not isinstance(exc, TokenSourceUnavailable) and " without a JSON object" in wrong:
             where, todo = shown(url), "check that URL: what answers there is a web page, or something else"
         raise CheckFailed(f"{where}: {wrong}", todo=todo) from None

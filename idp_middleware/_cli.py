@@ -15,7 +15,7 @@ import importlib
 import os
 import socket
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from idp_middleware._version import __version__
@@ -159,16 +159,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _init(arguments: argparse.Namespace) -> int:
     from idp_middleware import _init
-    from idp_middleware.config import SOURCES
-    from idp_middleware.providers import PRESETS
 
-    asked = sys.stdin.isatty() and sys.stdout.isatty()
-    source = arguments.source or _chosen("source", SOURCES, asked)
-    providers = arguments.provider or _chosen("provider", PRESETS, asked).split()
-    for name, value, known in (("--source", source, SOURCES), *(("--provider", each, PRESETS) for each in providers)):
-        if value not in known:
-            raise ConfigurationError(f"there is no {value!r}; there is {', '.join(known)}", key=name)
-    draft = _init.draft(source, providers)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    draft = _init.draft(*_init.chosen(arguments.source, arguments.provider, ask=input if terminal else None))
     try:
         with open(arguments.output, "w" if arguments.force else "x", encoding="utf-8") as file:
             file.write(draft.text)
@@ -176,20 +169,8 @@ def _init(arguments: argparse.Namespace) -> int:
         raise _Failure(f"{arguments.output} is there already; --force writes over it, --output names another") from None
     except OSError as exc:
         raise _Failure(f"cannot write {arguments.output}: {exc.strerror}") from None
-    print(_init.next_steps(draft, arguments.output, providers[0]))
+    print(_init.next_steps(draft, arguments.output))
     return 0
-
-
-def _chosen(what: str, names: Collection[str], asked: bool) -> str:
-    """An answer from the terminal; where there is none, the argument is needed."""
-    if not asked:
-        raise ConfigurationError(f"is needed; there is {', '.join(names)}", key=f"--{what}")
-    print(f"Which {what}? There is {', '.join(names)}")
-    try:
-        answer = input(f"{what}: ").strip()
-    except EOFError:
-        answer = ""
-    return answer or _chosen(what, names, asked=False)
 
 
 def _check(arguments: argparse.Namespace) -> int:

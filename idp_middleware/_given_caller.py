@@ -66,7 +66,7 @@ def _todo(reason: str, token: str) -> str:
         "issuer": f"it is from {_shown(claims.get('iss'))}: write that as issuer, exactly, if it is yours",
         "expired": "get a new one; if it is new, compare this machine's clock with the issuer's",
         "not valid yet": "set this machine's clock (by NTP)",
-        "algorithm": f"it is signed with {_shown(header.get('alg'))}: write algorithms = [that], if it is the issuer's",
+        "algorithm": f"write algorithms = [{_shown(header.get('alg'))}], if that is what the issuer signs with",
         "key of the issuer": "it was not signed by this issuer's present keys: is it of another environment?",
         "type": "send the access token, not the ID token or a refresh token",
         "plain access token": "send the access token, not the ID token or a sender-constrained one",

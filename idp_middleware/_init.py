@@ -12,6 +12,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from idp_middleware._config_types import vocabulary
 from idp_middleware._jwt import JWTAuthenticator
 from idp_middleware._routes import ProxyRoute
 from idp_middleware.config import SOURCES
+from idp_middleware.errors import ConfigurationError
 from idp_middleware.providers import PRESETS
 from idp_middleware.sources._client_auth import ClientAuth
 
@@ -63,11 +65,37 @@ _PLANS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The text of a file, what each variable in it is for, and what the source says of itself."""
+    """The text of a file, its routes, what each variable in it is for, and what the source says of itself."""
 
     text: str
+    routes: tuple[str, ...]
     variables: dict[str, str]
     about: str
+
+
+def chosen(
+    source: str | None, providers: Sequence[str], *, ask: Callable[[str], str] | None
+) -> tuple[str, Sequence[str]]:
+    """A source and providers that there are; `ask` gets an answer to a question for what is not given.
+
+    Raises `ConfigurationError` for what there is not, and for what nobody can be asked.
+    """
+    source = source or _answer("source", SOURCES, ask)
+    providers = providers or _answer("provider", PRESETS, ask).split()
+    for name, value, known in (("--source", source, SOURCES), *(("--provider", each, PRESETS) for each in providers)):
+        if value not in known:
+            raise ConfigurationError(f"there is no {value!r}; there is {', '.join(known)}", key=name)
+    return source, providers
+
+
+def _answer(what: str, names: Collection[str], ask: Callable[[str], str] | None) -> str:
+    answer = ""
+    if ask is not None:
+        with suppress(EOFError):
+            answer = ask(f"Which {what}? There is {', '.join(names)}\n{what}: ").strip()
+    if not answer:
+        raise ConfigurationError(f"is needed; there is {', '.join(names)}", key=f"--{what}")
+    return answer
 
 
 def draft(source: str, providers: Sequence[str]) -> Draft:
@@ -105,7 +133,7 @@ def draft(source: str, providers: Sequence[str]) -> Draft:
         '# url = "redis://127.0.0.1:6379/0"',
         '# encryption_keys = ["${IDP_KEY}"]',
     ]
-    return Draft("\n".join(lines) + "\n", variables, about)
+    return Draft("\n".join(lines) + "\n", tuple(named), variables, about)
 
 
 def _source(kind: str, name: str, keys: Collection[str], variables: dict[str, str]) -> list[str]:
@@ -187,7 +215,7 @@ def _comment(text: str) -> list[str]:
     ]
 
 
-def next_steps(made: Draft, path: str, route: str) -> str:
+def next_steps(made: Draft, path: str) -> str:
     """What to do with a draft that stands in a file now."""
     lines = [f"{path} is written. Next:", "", "1. Set what it takes from the environment:"]
     for name, text in made.variables.items():
@@ -197,6 +225,6 @@ def next_steps(made: Draft, path: str, route: str) -> str:
     for paragraph in made.about.split("\n\n"):
         lines += textwrap.wrap(" ".join(paragraph.split()), _WIDTH, initial_indent=" " * 7, subsequent_indent=" " * 7)
     lines += ["", "3. Try it:", f"       idp-middleware check {path}"]
-    lines += [f"       idp-middleware call {route} / --as SUBJECT --config {path}"]
+    lines += [f"       idp-middleware call {made.routes[0]} / --as SUBJECT --config {path}"]
     lines += [f"       idp-middleware serve {path}"]
     return "\n".join(lines)

@@ -176,6 +176,9 @@ class IntrospectionAuthenticator(_HoldsSecret):
             if answer.status in (401, 403):
                 todo = "check client_id and client_secret, and that the server lets this client introspect tokens"
                 raise CheckFailed(f"{where} refuses our client (status {answer.status})", todo=todo)
+            if answer.status not in (200, 429) and answer.status < 500:
+                todo = "check introspection_url: what answers there is no introspection endpoint"
+                raise CheckFailed(f"{where} answers with status {answer.status}", todo=todo)
             check_clock(answer, where, self._policy.leeway)
             if read_answer(answer).get("active") is not False:
                 todo = "check introspection_url; do not let anybody in by this server"

@@ -22,6 +22,7 @@ _BLUR: Final = 2.0
 
 _NOT_THERE: Final = {
     "issuer": "write issuer as the iss of its tokens has it, path and all; if it does no discovery, give jwks_url",
+    "realm_url": "check realm_url: it is what the realm's tokens have as iss",
     "jwks_url": "check jwks_url, or leave it out if the issuer does OpenID discovery",
 }
 
@@ -34,11 +35,12 @@ async def check_issuer(
     algorithms: Collection[str],
     leeway: float,
     allow_insecure: bool,
+    key: str = "issuer",
 ) -> str:
-    """What was found. `leeway` is in seconds. Raises `CheckFailed`."""
+    """What was found. `leeway` is in seconds; `key` is what the issuer is called in the file. Raises `CheckFailed`."""
     if jwks_url is None:
         url = issuer.removesuffix("/") + "/.well-known/openid-configuration"
-        jwks_url = _jwks_uri(await _document(client, url, leeway, key="issuer"), issuer, url, allow_insecure)
+        jwks_url = _jwks_uri(await _document(client, url, leeway, key=key), issuer, url, allow_insecure, key)
     document = await _document(client, jwks_url, leeway, key="jwks_url")
     keys = read_keys(document, algorithms)
     counts = {name: sum(key.fits(None, name) for key in keys) for name in sorted(algorithms)}
@@ -84,13 +86,13 @@ async def _document(client: IdPClient, url: str, leeway: float, *, key: str) -> 
             todo = _NOT_THERE[key]
             raise CheckFailed(f"{shown(url)} does not exist (status {answer.status})", todo=todo)
         if answer.status != 200:
-            todo = "look at the server's own log"
+            todo = "try again later; if it stays so, ask whoever runs that server"
             raise CheckFailed(f"{shown(url)} answers with status {answer.status}", todo=todo)
         check_clock(answer, shown(url), leeway)
         return answer.json()
 
 
-def _jwks_uri(metadata: dict[str, Any], issuer: str, url: str, allow_insecure: bool) -> str:
+def _jwks_uri(metadata: dict[str, Any], issuer: str, url: str, allow_insecure: bool, key: str) -> str:
     named = metadata.get("issuer")
     if not isinstance(named, str) or not named.isprintable():
         raise CheckFailed(f"{shown(url)} names no issuer", todo="check issuer: this is no OpenID provider's document")
@@ -98,7 +100,7 @@ def _jwks_uri(metadata: dict[str, Any], issuer: str, url: str, allow_insecure: b
         slash = " (mind the slash at the end)" if named.rstrip("/") == issuer.rstrip("/") else ""
         raise CheckFailed(
             f"{shown(url)} is the document of another issuer, {shown(named)}",
-            todo=f'write issuer = "{shown(named)}"{slash}, if it is the one you mean',
+            todo=f'write {key} = "{shown(named)}"{slash}, if it is the one you mean',
         )
     jwks_uri: Any = metadata.get("jwks_uri")
     try:

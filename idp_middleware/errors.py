@@ -322,10 +322,17 @@ class IdentityAmbiguous(TokenError):
 
 
 class TokenSourceFailed(TokenError):
-    """The identity provider answered nonsense or refused our client."""
+    """The identity provider answered nonsense or refused our client.
+
+    `todo` is what the operator can do about it, where that is known; it is the end of the message, too.
+    """
 
     name = "token-source-failed"
     title = "The identity provider did not give a token."
+
+    def __init__(self, message: str = "", *, todo: str = "") -> None:
+        super().__init__(f"{message}; {todo}" if todo else message)
+        self.todo = todo
 
 
 class TokenSourceUnavailable(TokenError):

@@ -16,14 +16,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trustme
+from aiocache import SimpleMemoryCache
 
-from idp_middleware import _idp_http
+from idp_middleware import JWTAuthenticator, TokenCache, _idp_http
 from idp_middleware._check import Finding, check
 from idp_middleware._engine import _client as engine_client
 from idp_middleware._engine._tls import default_ssl_context
 from idp_middleware.config import read_config
+from idp_middleware.errors import CheckFailed
 from idp_middleware.testing import (
     Auth0,
     Entra,
@@ -339,7 +342,7 @@ TABLE = [
     (issuer_redirects, A, "redirects to https://login.acme.example/x, and", "write the URL where it is now"),
     (issuer_signs_otherwise, A, "has keys, but none for the algorithms", r'write algorithms = \[.*"RS256"'),
     (issuer_without_keys, A, "has no key that could verify a token", "check that this is the issuer's key set"),
-    (issuer_in_trouble, A, "answers with status 503", "the server's own log"),
+    (issuer_in_trouble, A, "answers with status 503", "ask whoever runs that server"),
     (no_json, A, "status 200 without a JSON object", "check that URL"),
     (no_issuer_named, A, "names no issuer", "check issuer"),
     (bad_jwks_uri, A, "jwks_uri", "give jwks_url"),
@@ -347,7 +350,7 @@ TABLE = [
     (clock_of(-300), A, r"its clock is (299|30[0-2]) s behind this machine's", "set this machine's clock"),
     (clock_of(300), A, r"its clock is (29[89]|30[01]) s ahead of this machine's", "set this machine's clock"),
     (unknown_host, A, "no.such.host.invalid: the host name is not known", "check its spelling"),
-    (unknown_authority, A, "localhost:.*an authority that is not known here", "use a certificate of a public"),
+    (unknown_authority, A, "localhost:.*an authority that is not known here", "load the file from Python"),
     (expired_certificate, A, "its certificate has expired", "renew it"),
     (future_certificate, A, "its certificate is not valid yet", "set this machine's clock"),
     (certificate_of_another, A, "its certificate is for another host name", "write the name that the certificate has"),
@@ -356,12 +359,12 @@ TABLE = [
     (client_without_grant, S, "not authorized to access", "authorize the application for the Auth0 Management API"),
     (client_without_tokens_scope, S, "but not for read:user_idp_tokens", "grant that to the application"),
     (wrong_management_audience, S, "Service not enabled", "check management_audience"),
-    (management_api_refuses, S, "user look-up: status 401", "check the source's table"),
+    (management_api_refuses, S, "user look-up: status 401$", "check management_audience"),
     (source_refused, S, r"nothing listens there \(connection refused\)", "check the host and the port"),
     (source_silent, S, "does not answer in time", r"give it more time \(timeout\)"),
     (source_hangs_up, S, "closes the connection without an answer", "check that it speaks HTTP there"),
     (token_url_is_a_page, S, "/page: status 200 without a JSON object", "what answers there is a web page"),
-    (machine_for_no_such_api, S, "Service not enabled within domain", "check client_id"),
+    (machine_for_no_such_api, S, "Service not enabled within domain", "check audience"),
     (upstream_refused, R, "nothing listens there", "check the host and the port"),
     (upstream_of_unknown_authority, R, "an authority that is not known here", "SSL_CERT_FILE"),
     (upstream_silent, R, "did not answer in time", r"give the route more time \(timeout\)"),
@@ -466,7 +469,8 @@ def test_a_realm_by_itself_is_looked_for_too(set_up: SetUp) -> None:
     set_up.source(f'''\ntype = "keycloak-broker"\nrealm_url = "{url}/realms/acme"''')
     assert set_up.findings()[1].detail == f"{url}/realms/acme is a realm"
     set_up.write("/realms/acme", "/realms/other")
-    assert "does not exist" in set_up.findings()[1].detail
+    (_, bad, *_) = set_up.findings()
+    assert ("does not exist" in bad.detail, "check realm_url" in bad.todo) == (True, True)
 
 
 def test_a_client_of_the_second_broker_api_is_told_from_a_stranger(set_up: SetUp) -> None:
@@ -518,7 +522,7 @@ def test_a_refresh_that_cannot_come_about_is_told_apart(breaks: str, set_up: Set
         ({"status": 401, "body": {"error": "invalid_client"}}, "refuses our client", "lets this client introspect"),
         ({"body": {"active": True, "sub": "anybody"}}, "does not say of a token", "do not let anybody in"),
         ({"status": 302, "headers": {"Location": "/login"}}, "redirects", "write the URL where it is now"),
-        ({"status": 404}, "status 404", "check the source's table"),
+        ({"status": 404}, "status 404", "check introspection_url"),
         ({"body": {"active": False}, "headers": {"Date": "Mon, 02 Jan 2006 15:04:05 GMT"}}, "its clock", "set this"),
         ({"body": {"active": False}, "headers": {"Date": "yesterday"}}, "answers about tokens", ""),
     ],
@@ -543,7 +547,7 @@ def test_a_server_that_answers_about_tokens(answer: dict[str, Any], wrong: str, 
         ({"iss": "https://other.example/"}, "another issuer", "it is from 'https://other.example/'"),
         ({"expires_in": -60}, "expired", "get a new one"),
         ({"nbf": 9999999999}, "not valid yet", "set this machine's clock"),
-        ({"algorithm": "ES256"}, "the algorithm is not an allowed one", "it is signed with 'ES256'"),
+        ({"algorithm": "ES256"}, "the algorithm is not an allowed one", "write algorithms = ['ES256']"),
         ({"headers": {"typ": "logout+jwt"}}, "not that of an access token", "not the ID token"),
         ({"at_hash": "x"}, "not a plain access token", "not the ID token"),
         ({"sub": None}, "no usable subject", "get a new access token"),
@@ -574,10 +578,6 @@ def test_a_token_without_the_scopes_of_a_route(set_up: SetUp) -> None:
 @pytest.mark.parametrize("breaks", ["AuthenticationError", "other", "lost"])
 async def test_a_shared_cache_says_what_it_is_that_fails(breaks: str) -> None:
     """Of what Redis says only the kind is told: the rest may name hosts and users."""
-    from aiocache import SimpleMemoryCache
-
-    from idp_middleware import TokenCache
-    from idp_middleware.errors import CheckFailed
 
     class Broken(SimpleMemoryCache):
         async def set(self, *args: Any, **kwargs: Any) -> Any:
@@ -597,3 +597,37 @@ def test_what_has_no_check_has_nothing_to_reach(set_up: SetUp) -> None:
     """Functions and sources of one's own work without."""
     set_up.source('\ntype = "static"\nvalue = "${SECRET}"')
     assert set_up.findings()[1].detail == "nothing to reach"
+
+
+class Failing(httpx.AsyncBaseTransport):
+    """A network on which everything fails in one way."""
+
+    def __init__(self, error: Exception, behind: BaseException) -> None:
+        error.__cause__ = behind
+        self._error = error
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "behind", "said"),
+    [
+        (httpx.ConnectTimeout("x"), TimeoutError(), "no connection in time"),
+        (httpx.ConnectError("x"), OSError(101, "Network is unreachable"), "cannot be reached"),
+        (
+            httpx.ConnectError("x"),
+            ExceptionGroup("x", [OSError(1), ConnectionRefusedError()]),
+            "nothing listens there (connection refused)",
+        ),
+        (httpx.ConnectError("x"), ValueError(), "not reachable (ConnectError)"),
+    ],
+)
+async def test_what_failed_is_found_behind_what_was_raised(error: Exception, behind: BaseException, said: str) -> None:
+    """Several addresses are tried at once, and a library or two is between them and us."""
+    transport = Failing(error, behind)
+    authenticator = JWTAuthenticator(issuer="https://acme.example/", audience="x", transport=transport)
+    with pytest.raises(CheckFailed) as caught:
+        await authenticator.check()
+    assert str(caught.value) == f"acme.example: {said}"
+    assert caught.value.todo

@@ -36,7 +36,7 @@ def help_of_all() -> str:
 
 def test_the_help_is_what_it_was() -> None:
     """What people type; and it has to be on the page of commands."""
-    assert help_of_all() == SNAPSHOT.read_text()
+    assert help_of_all() == SNAPSHOT.read_text(), "if that is meant: python -m tests.test_cli_help"
 
 
 def test_the_page_of_commands_names_every_command_and_option() -> None:

@@ -26,8 +26,12 @@ _HINTS: Final = {
     "unsupported_grant_type": "the server does not offer this grant at this URL: turn it on there, or check the URL",
     "invalid_scope": "check scope: the server does not know it, or does not grant it to this client",
     "invalid_target": "check audience and resource: the server has no such API for this client",
+    "no grant": "authorize the client for this API, at the server",
+    "no such API": "check audience: the server has no such API",
     "": "check the URL: what answers there is no token endpoint",
 }
+
+_DENIED: Final = {"not authorized to access": "no grant", "Service not": "no such API"}
 
 
 def made_up() -> str:
@@ -37,7 +41,11 @@ def made_up() -> str:
 
 def check_failed(refused: GrantRefused, url: str, hints: Mapping[str, str] = MappingProxyType({})) -> CheckFailed:
     """What the endpoint at `url` said no to, with what to do about it."""
-    todo = hints.get(refused.code) or _HINTS.get(refused.code) or "look this error up in the server's manual"
+    said = refused.answer.get("error_description")
+    # Auth0 has one code for three things.
+    words = next((what for words, what in _DENIED.items() if isinstance(said, str) and words in said), refused.code)
+    code = words if refused.code == "access_denied" else refused.code
+    todo = hints.get(code) or _HINTS.get(code) or "look this error up in the server's manual"
     return CheckFailed(f"{shown(url)}: {refused}", todo=todo)
 
 

@@ -70,7 +70,7 @@ class GrantRefused(TokenSourceFailed):
 
     def explained(self, hint: str | None) -> TokenSourceFailed:
         """The same for the operator's log, with what to do about it, and without the answer."""
-        return TokenSourceFailed(f"{self}; {hint}" if hint else str(self))
+        return TokenSourceFailed(str(self), todo=hint or "")
 
 
 class TokenEndpoint(_HoldsSecret):

@@ -27,7 +27,7 @@ from idp_middleware.errors import (
     TokenSourceUnavailable,
 )
 from idp_middleware.sources._auth0_refresh import ProviderRefresh, Refreshing
-from idp_middleware.sources._checking import CLIENT, check_failed, made_up
+from idp_middleware.sources._checking import check_failed, made_up
 from idp_middleware.sources._token_endpoint import ClientOptions, GrantRefused, TokenEndpoint, bearer_token, server_url
 
 if TYPE_CHECKING:
@@ -38,13 +38,7 @@ _EXTRA: Final = ("access_token_secret",)
 
 _SCOPES: Final = frozenset({"read:users", "read:user_idp_tokens"})
 
-_TODO: Final = {
-    "Service not": "check management_audience: it is the tenant's own, also where it has a domain of its own",
-    "not authorized to access": (
-        "authorize the application for the Auth0 Management API, with read:users and read:user_idp_tokens"
-    ),
-}
-"""By what Auth0's `access_denied` says; otherwise it is about the client."""
+_AUTHORIZE: Final = "authorize the application for the Auth0 Management API, with read:users and read:user_idp_tokens"
 
 
 class Auth0Management(_HoldsSecret):
@@ -164,10 +158,8 @@ class Auth0Management(_HoldsSecret):
             try:
                 management = bearer_token(await self._endpoint.grant(self._fields, as_json=True), asked_at)
             except GrantRefused as exc:
-                said = exc.answer.get("error_description")
-                text = said if isinstance(said, str) else ""
-                hint = next((todo for words, todo in _TODO.items() if words in text), CLIENT)
-                raise check_failed(exc, self._endpoint.url, {"access_denied": hint}) from None
+                hints = {"no grant": _AUTHORIZE, "no such API": "check management_audience: it is the tenant's own"}
+                raise check_failed(exc, self._endpoint.url, hints) from None
             if missing := _SCOPES - management.scopes:
                 raise CheckFailed(
                     f"{self._base_url} gives a management token, but not for {', '.join(sorted(missing))}",
@@ -260,11 +252,11 @@ def _identities(answer: Answer, connection: str | None) -> list[dict[str, Any]]:
     if (status == 404 and "statusCode" in body) or (status, code) == (400, "invalid_uri"):
         raise IdentityNotLinked("Auth0 does not know the user", connection=connection)
     hint = {
-        401: "; it refuses our management token, a new one too: check management_audience",
-        403: "; grant the application the Management API's scopes read:users and read:user_idp_tokens",
+        401: "it refuses our management token, a new one too: check management_audience",
+        403: "grant the application the Management API's scopes read:users and read:user_idp_tokens",
     }.get(status, "")
     said = f" ({code})" if isinstance(code, str) and re.fullmatch("[a-z_]{1,60}", code) else ""
-    raise TokenSourceFailed(f"Auth0 user look-up: status {status}{said}{hint}")
+    raise TokenSourceFailed(f"Auth0 user look-up: status {status}{said}", todo=hint)
 
 
 def _the_one(identities: list[dict[str, Any]], account: str | None, connection: str | None) -> dict[str, Any]:

@@ -157,6 +157,7 @@ class KeycloakBroker(_HoldsSecret):
             jwks_url=None,
             algorithms=ALGORITHMS,
             leeway=math.inf,
+            key="realm_url",
             allow_insecure=True,
         )
         if self._endpoint is None:
@@ -230,12 +231,12 @@ def _meaning_v1(answer: Answer, connection: str) -> IdPError:
     if answer.status >= 500:
         return TokenSourceUnavailable(what, retry_after=answer.retry_after())
     if answer.status == 403:
-        return TokenSourceFailed(f"{what}; the caller's token lacks the role read-token of the client broker")
+        return TokenSourceFailed(what, todo="give users the role read-token of the client broker")
     if "does not support this operation" in message:
-        return TokenSourceFailed(f'{what}; turn on "Store tokens" for the identity provider {connection}')
+        return TokenSourceFailed(what, todo=f'turn on "Store tokens" for the identity provider {connection}')
     if "not enabled" in message:
-        return TokenSourceFailed(f"{what}; Keycloak runs without the feature identity-brokering-api:v1")
-    return TokenSourceFailed(f"{what}; check realm_url and connection (the alias)")
+        return TokenSourceFailed(what, todo="let Keycloak run with the feature identity-brokering-api:v1")
+    return TokenSourceFailed(what, todo="check realm_url and connection (the alias)")
 
 
 def _provider_answer(body: bytes) -> Mapping[str, Any]:
