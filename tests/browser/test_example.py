@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from idp_middleware.testing import Auth0, Identity, ProviderAPI, serve
@@ -71,6 +72,8 @@ def test_a_user_logs_in_connects_and_sees_repositories(page: Page, example: Exam
     expect(page.get_by_role("status")).to_have_text("2 of them.")
     expect(page.get_by_role("listitem")).to_have_text(["repository-1", "repository-2"])
     screenshot(page, "example")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
     assert example.github.tokens_seen() == ["gho_alices"]
     assert "gho_" not in page.content()
     assert page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])") == "[{},{}]"
