@@ -20,7 +20,19 @@ from idp_middleware._cli import _parser
 from idp_middleware._config_file import SECRETS
 from idp_middleware._config_types import in_words, vocabulary
 
-MODULES = ("", "sources", "providers", "stores", "fastapi", "observers", "errors", "testing")
+MODULES = (
+    "",
+    "sources",
+    "providers",
+    "stores",
+    "fastapi",
+    "observers",
+    "prometheus",
+    "opentelemetry",
+    "uvicorn",
+    "errors",
+    "testing",
+)
 """Where public names are: the package and what users import of it."""
 
 _SHARED = {

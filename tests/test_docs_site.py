@@ -10,9 +10,13 @@ import pytest
 
 from docs import reference
 from docs.assemble import assemble, build
-from idp_middleware import config, providers
+from idp_middleware import config, load_config, providers
+from idp_middleware._cli import _parser
 from idp_middleware._config_types import vocabulary
+from idp_middleware.errors import ConfigurationError
 from tests import pages
+
+PACKAGE = pages.ROOT / "idp_middleware"
 
 
 @pytest.fixture(scope="module")
@@ -63,5 +67,24 @@ def test_the_reference_has_every_name(site: Path) -> None:
         module = importlib.import_module(f"idp_middleware.{name}".rstrip("."))
         for public in reference.public_names(module):
             assert public in read["api.html"], f"{module.__name__}.{public}"
-    for command in ("serve", "check", "demo"):
+    for command in re.findall(r"^    ([a-z]+)  ", _parser().format_help(), re.M):
         assert f'id="{command}"' in read["commands.html"]
+
+
+def test_the_reference_has_every_public_module() -> None:
+    """All that have no underscore, but for those that nobody imports: a file's reader, and what servers are told of."""
+    public = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    known = {*reference.MODULES, "asgi", "config"}
+    assert {name for name in public if not name.startswith("_")} <= known
+
+
+def test_the_reference_has_every_key_at_the_top_of_the_file(tmp_path: Path) -> None:
+    """They are written down by hand, so what the file's reader knows is the measure."""
+    (tmp_path / "idp.toml").write_text("zzz = 1")
+    with pytest.raises(ConfigurationError, match="there is no such key") as caught:
+        load_config(tmp_path / "idp.toml")
+    known = str(caught.value).partition("; there is ")[2].split(", ")
+    assert {"prefix", "routes"} < set(known)
+    text = (pages.DOCS / "configuration.md").read_text()
+    for key in known:
+        assert f"| `{key}` |" in text or f"[{key}" in text, key
