@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import HTTPConnection, Request
 
-from idp_middleware import IdPMiddleware, JWTAuthenticator, ProxyRoute, load_config, sources
+from idp_middleware import Caller, IdPMiddleware, JWTAuthenticator, ProxyRoute, load_config, sources
+from idp_middleware.errors import CallerUnauthenticated, ConfigurationError, IdentityNotLinked
+from idp_middleware.stores import TokenKey
 from idp_middleware.testing import Auth0, Identity, ProviderAPI, serve
 from tests import pages
 
@@ -39,6 +45,13 @@ class Home:
             text = text.replace(there, here)
         return text
 
+    def program(self, page: str) -> dict[str, Any]:
+        """The names that a page's Python leaves, all of it run."""
+        namespace: dict[str, Any] = {"__name__": "example"}
+        for block in pages.programs()[page]:
+            exec(compile(self.at_home(block.text), str(block), "exec"), namespace)
+        return namespace
+
     def bearer(self) -> dict[str, str]:
         token = self.auth0.issue_token("auth0|alice", audience=AUDIENCE, scope="read:github")
         return {"authorization": f"Bearer {token}"}
@@ -64,8 +77,8 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Home]:
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/migration.md"])
 def test_the_app_that_a_page_shows_makes_the_call(page: str, home: Home) -> None:
     """It is what people paste."""
-    namespace: dict[str, object] = {"__name__": "app"}
     first = next(block for block in pages.blocks("python") if block.page == page)
+    namespace: dict[str, Any] = {"__name__": "app"}
     exec(compile(home.at_home(first.text), page, "exec"), namespace)
     home.call(namespace["app"])
 
@@ -94,3 +107,67 @@ def test_the_overview_that_a_page_shows_is_what_comes_back(home: Home) -> None:
         told = httpx.get(f"{server.url}/idp", headers=home.bearer(), trust_env=False, timeout=30).json()
     (shown,) = (block for block in pages.blocks("json") if block.page == "docs/overview.md")
     assert json.loads(shown.text) == told
+
+
+def test_the_handler_that_a_page_shows_calls_as_its_user(home: Home) -> None:
+    """And what the client of a job does, without a request."""
+    example = home.program("docs/own-calls.md")
+    home.github.respond("/user/starred", headers={"content-type": "application/json"}, body='[{"full_name": "a/b"}]')
+    with serve(example["app"]) as server:
+        answer = httpx.get(f"{server.url}/starred", headers=home.bearer(), trust_env=False, timeout=30)
+        assert httpx.get(f"{server.url}/starred", trust_env=False, timeout=30).status_code == 401
+    assert answer.json() == {"auth0|alice": ["a/b"]}
+    home.github.respond("/notifications")
+    asyncio.run(home.program("docs/own-calls.md")["nightly"]())
+    assert home.github.count("/notifications") == 1
+    assert set(home.github.tokens_seen()) == {"gho_alice"}
+
+
+async def test_the_sources_that_a_page_shows_give_tokens(home: Home) -> None:
+    """The function and the class, and what either says of a user it does not know."""
+    example = home.program("docs/sources/own.md")
+    route = example["intranet"]
+    for source in (route.source, example["MyVault"]()):
+        assert (await source.token(Caller("auth0|alice"), route)).value == "token-of-alice"
+        with pytest.raises(IdentityNotLinked):
+            await source.token(Caller("auth0|bob"), route)
+    with pytest.raises(ConfigurationError, match="needs to know which connection"):
+        ProxyRoute("https://intranet.acme.example/api", token_source=example["MyVault"]())
+
+
+async def test_the_authenticator_that_a_page_shows_knows_its_callers(home: Home) -> None:
+    """By the key, and nobody without one."""
+    by_api_key = home.program("docs/callers.md")["by_api_key"]
+
+    def conn(*headers: tuple[bytes, bytes]) -> HTTPConnection:
+        return HTTPConnection({"type": "http", "headers": list(headers)})
+
+    assert await by_api_key(conn((b"x-api-key", b"k-4711"))) == Caller("partner|1", frozenset({"read:github"}))
+    with pytest.raises(CallerUnauthenticated):
+        await by_api_key(conn())
+
+
+async def test_the_last_word_that_a_page_shows_is_had(home: Home) -> None:
+    """Everybody may read; who is on call may write."""
+    office_hours = home.program("docs/authorization.md")["office_hours"]
+    for method, scopes, allowed in (("GET", set(), True), ("POST", set(), False), ("POST", {"on-call"}, True)):
+        conn = Request({"type": "http", "method": method, "headers": []})
+        assert await office_hours(Caller("auth0|alice", frozenset(scopes)), conn) is allowed
+
+
+async def test_what_a_page_puts_into_the_store_is_found(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the key that the source will look for, with an expiry that it can use."""
+    monkeypatch.setenv("IDP_KEY", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
+    monkeypatch.setenv("GITLAB_CLIENT_ID", "id")
+    monkeypatch.setenv("GITLAB_CLIENT_SECRET", "secret")
+    example = home.program("docs/sources/refresh-token.md")
+    now = int(time.time())
+    told = {"access_token": "glat", "refresh_token": "glrt", "created_at": now, "expires_in": 7200, "scope": "api"}
+    await example["connected"]("auth0|alice", told)
+    caller = Caller("auth0|alice", claims={"iss": home.auth0.issuer})
+    token = await example["gitlab"].source.token(caller, example["gitlab"])
+    assert (token.value, token.scopes) == ("glat", {"api"})
+    key = TokenKey(issuer=caller.issuer, subject="auth0|alice", connection="gitlab")
+    (entry,) = await example["store"].get(key)
+    assert (entry.token.refresh_token, entry.token.expires_at) == ("glrt", now + 7200)
+    await example["gitlab"].source.aclose()

@@ -32,7 +32,7 @@ def test_few_blocks_are_not_run():
     assert len(left_out) <= 12, [f"{block}: {block.not_run}" for block in left_out]
 
 
-@pytest.mark.parametrize(("page", "program"), pages.programs().items(), ids=str)
+@pytest.mark.parametrize(("page", "program"), pages.programs().items(), ids=[*pages.programs()])
 def test_the_python_of_a_page_runs(page, program, monkeypatch, tmp_path):
     """From its first block to its last, as one program; and an app that it makes guards its prefix."""
     monkeypatch.chdir(tmp_path)
