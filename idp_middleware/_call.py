@@ -130,12 +130,12 @@ async def _caller(config: Config, wanted: Call, route: ProxyRoute, tell: Tell) -
         tell("caller", f"{caller.subject} of {caller.issuer}, by the token that was given")
         route.check_scopes(caller.scopes)
         return caller
-    issuer = _issuer(config) if wanted.issuer is None else wanted.issuer
+    issuer = issuer_of(config) if wanted.issuer is None else wanted.issuer
     tell("caller", f"{wanted.subject} of {issuer or 'no issuer'}, taken at your word; scopes are not looked at")
     return Caller(wanted.subject or "", claims={"iss": issuer} if issuer else {}, account=wanted.account)
 
 
-def _issuer(config: Config) -> str:
+def issuer_of(config: Config) -> str:
     """Who vouches for callers, where the configuration leaves no choice."""
     authenticator = config.authenticator
     ways_in = authenticator.authenticators if isinstance(authenticator, AnyOf) else (authenticator,)

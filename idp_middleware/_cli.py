@@ -1,4 +1,4 @@
-"""The command line: `idp-middleware init | check | call | serve | demo`.
+"""The command line: `idp-middleware init | check | call | serve | revoke | demo`.
 
 Knows arguments, exit statuses and how a failure is said; what a command does is in the module it calls, imported only
 then, so that an extra is asked for only by the command that needs it.
@@ -93,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     call.add_argument("--issuer", help="who vouches for the subject (default: the authenticator's issuer)")
     call.add_argument("--account", help="which account of the user, where several are linked")
     call.set_defaults(run=_call)
+
+    revoke = commands.add_parser("revoke", help="take a user's token back, at the provider and from processes that run")
+    revoke.add_argument("config", help="the configuration file, such as idp.toml")
+    revoke.add_argument("route", help="a route of the file, such as github")
+    revoke.add_argument("subject", help="the user, by the subject that the source knows")
+    revoke.add_argument("--issuer", help="who vouches for the subject (default: the authenticator's issuer)")
+    revoke.add_argument("--account", help="which account of the user, where several are linked")
+    revoke.set_defaults(run=_revoke)
 
     demo = commands.add_parser("demo", help="see it work on this machine, without an account anywhere")
     demo.add_argument("--once", action="store_true", help="end after the calls instead of serving on")
@@ -216,6 +224,20 @@ def _call(arguments: argparse.Namespace) -> int:
     if body is None:
         return 1
     _call.show(body)
+    return 0
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    from idp_middleware import _revoke
+    from idp_middleware.config import read_config
+    from idp_middleware.errors import CheckFailed
+
+    config = read_config(arguments.config)
+    whose = {name: getattr(arguments, name) for name in ("route", "subject", "issuer", "account")}
+    try:
+        print(asyncio.run(_revoke.revoke(config, **whose)))
+    except CheckFailed as exc:
+        raise _Failure(f"{exc}; {exc.todo}") from None
     return 0
 
 

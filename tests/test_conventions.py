@@ -49,6 +49,7 @@ LAYERS = [
     {"config"},
     {"_given_caller"},
     {"_check", "_call", "_init", "asgi"},
+    {"_revoke"},
     {"_report"},
     {"_demo"},
     {"_cli"},

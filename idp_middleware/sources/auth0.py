@@ -87,6 +87,9 @@ class Auth0Management(_HoldsSecret):
         self._management = TokenKeeper()
         self._obtain: Fetch = self._grant
         self._refreshing = Refreshing(refresh, **client)
+        if any(each.revocation_url is not None for each in refresh):
+            # Only then: by this it is told whether a source has anything to take back.
+            self.revoke = self._revoke
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -134,7 +137,7 @@ class Auth0Management(_HoldsSecret):
         key = ("auth0-management-token", self._base_url, self._endpoint.client_id, self._fields["audience"])
         self._obtain = shared_fetch(cache, key, self._grant, lambda: self._management.asked_at(None))
 
-    async def revoke(self, caller: Caller, route: ProxyRoute) -> None:
+    async def _revoke(self, caller: Caller, route: ProxyRoute) -> None:
         """Take the user's refresh token back at the provider, where `refresh` has a `revocation_url` for that.
 
         What Auth0 keeps, and would give out again, can't be taken back from here: for that, unlink the identity.

@@ -1,0 +1,53 @@
+"""`idp-middleware revoke`: takes a user's token back from outside of the processes that serve.
+
+Knows what can be reached from here, and says what can't; how it is done is the middleware's own business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from idp_middleware._advice import advice
+from idp_middleware._call import issuer_of
+from idp_middleware._middleware import IdPMiddleware
+from idp_middleware._types import Caller
+from idp_middleware.config import Config
+from idp_middleware.errors import CheckFailed, ConfigurationError, IdPError
+
+
+async def revoke(config: Config, *, route: str, subject: str, issuer: str | None, account: str | None) -> str:
+    """Revoke it, and return what there is to say about that.
+
+    Raises `CheckFailed` where it failed or would change nothing, `ConfigurationError` for a route that is not in the
+    file, or an issuer that has to be named.
+    """
+    if route not in config.routes:
+        raise ConfigurationError(f"there is no such route; there is {', '.join(config.routes)}", key="ROUTE")
+    issuer = issuer_of(config) if issuer is None else issuer
+    takes_back = hasattr(config.routes[route].source, "revoke")
+    tells = config.cache is not None and config.cache.revocations.announcing is not None
+    if not takes_back and not tells:
+        raise CheckFailed(
+            "nothing would come of it: the source has nothing to take back, and each process keeps tokens of its own",
+            todo="restart the processes; or share a [cache] in Redis, through which they are told",
+        )
+    caller = Caller(subject, claims={"iss": issuer} if issuer else {}, account=account)
+    idp = IdPMiddleware(**config.arguments())
+    try:
+        await idp.revoke(route, caller)
+    except IdPError as exc:
+        wrong, todo = advice(exc)
+        raise CheckFailed(wrong, todo=todo) from None
+    finally:
+        await idp.aclose()
+    return "\n".join(_told(f"{subject} of {issuer or 'no issuer'}", route, takes_back=takes_back, tells=tells))
+
+
+def _told(whose: str, route: str, *, takes_back: bool, tells: bool) -> Iterator[str]:
+    yield f"revoked: the token of {whose} for {route}"
+    if not takes_back:
+        yield "the source has nothing to take back, so the next request asks it again"
+    if tells:
+        yield "other processes know of it within three seconds"
+    else:
+        yield "without a [cache] in Redis, processes that run use what they have kept of it until it expires"
