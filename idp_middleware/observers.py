@@ -38,7 +38,6 @@ __all__ = [
     "TokenRecord",
     "Trace",
     "digest",
-    "log_to_stdout",
 ]
 
 

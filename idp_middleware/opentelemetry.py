@@ -27,6 +27,8 @@ from idp_middleware._types import RawHeaders
 from idp_middleware._version import __version__
 from idp_middleware.errors import IdPError
 
+__all__ = ["METRICS", "OpenTelemetry"]
+
 if TYPE_CHECKING:
     from idp_middleware._routes import Origin
 

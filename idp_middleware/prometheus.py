@@ -37,6 +37,8 @@ from idp_middleware._observation import (
     Trace,
 )
 
+__all__ = ["METRICS", "Prometheus"]
+
 _WAITS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds; the longest wait for an upstream is a minute unless a route says otherwise."""
 

@@ -7,10 +7,14 @@ import json
 import logging
 import threading
 import time
+from contextlib import nullcontext
 from datetime import datetime
 
 import pytest
 from aiocache import SimpleMemoryCache
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.sync.server import serve as serve_websockets
 
 from idp_middleware import Caller, IdPMiddleware, ProxyRoute, Token, TokenCache, sources
 from idp_middleware.errors import ConfigurationError, TokenSourceUnavailable
@@ -184,16 +188,6 @@ def test_a_renewal_ahead_of_expiry_is_told_but_not_as_the_requests_own():
     assert kept.events == [("obtained", None), ("refreshed", None)]
 
 
-async def test_what_is_forgotten_is_told():
-    """Whoever asks why a user was asked to connect again finds out."""
-    kept = Kept()
-    middleware = IdPMiddleware(
-        authenticator=a_token, routes=from_function(a_token)("https://api.example.com", None), observers=[kept]
-    )
-    await middleware._tokens.forget(Caller(ALICE), middleware.route("github"))
-    assert kept.events == [("forgotten", None)]
-
-
 async def test_a_shared_cache_that_fails_is_told():
     """Requests go on without it, so nobody would see it by them."""
     kept = Kept()
@@ -246,6 +240,85 @@ def test_an_answer_that_breaks_off_is_told_apart():
         stack.raw(stack.raw_request("GET", "/idp/github/user"))
         record = kept.request()
     assert (record.ended, record.status, record.bytes_out) == ("aborted", 200, 4)
+
+
+def test_a_websocket_is_told_of_when_it_ends():
+    """Of its messages the bytes both ways; and who was refused is told as for other requests."""
+    kept = Kept()
+
+    def echo(websocket):
+        for message in websocket:
+            websocket.send(message * 2)
+
+    with (
+        serve_websockets(echo, "127.0.0.1", 0) as upstream,
+        running(
+            routes=lambda _, source: {
+                "github": ProxyRoute(
+                    f"http://127.0.0.1:{upstream.socket.getsockname()[1]}",
+                    token_source=source,
+                    connection="github",
+                    websocket=True,
+                )
+            },
+            uvicorn={"ws": "websockets-sansio"},
+            observers=[kept],
+        ) as stack,
+    ):
+        threading.Thread(target=upstream.serve_forever, daemon=True).start()
+        url = f"ws://127.0.0.1:{stack.gateway.port}/idp/github/live"
+        with connect(url, additional_headers=stack.bearer(), proxy=None) as websocket:
+            websocket.send("abc")
+            assert websocket.recv() == "abcabc"
+            websocket.send(b"de")
+            assert websocket.recv() == b"dede"
+            assert kept.requests == []
+        record = kept.request()
+        with pytest.raises(InvalidStatus):
+            connect(url, proxy=None)
+        refused = kept.request(2)
+    assert (record.status, record.upgraded, record.ended, record.method) == (101, True, "whole", "GET")
+    assert (record.bytes_in, record.bytes_out, record.token) == (5, 10, "source")
+    assert min(record.authenticate, record.token_wait, record.upstream) > 0
+    assert (refused.status, refused.problem, refused.ended) == (401, "caller-unauthenticated", "whole")
+
+
+def test_what_the_app_asks_for_itself_is_no_request_but_its_tokens_are_told():
+    """It goes the same way, and nobody sent it."""
+    kept = Kept()
+
+    async def ask(stack):
+        caller = Caller(ALICE, claims={"iss": stack.auth0.issuer})
+        async with stack.middleware.client("github", caller) as client:
+            assert (await client.get("/user")).status_code == 200
+            stack.provider.revoke(USERS["alice"])
+            assert (await client.get("/user")).status_code == 401
+        await stack.middleware.aclose()
+
+    with running(observers=[kept]) as stack:
+        asyncio.run(ask(stack))
+    assert kept.requests == []
+    assert kept.events == [("obtained", None), ("refused", None), ("renewed", None)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_is_taken_back_is_told(fails):
+    """And that it may still be good, where the provider did not say that it is not."""
+    kept = Kept()
+
+    class Source:
+        token = staticmethod(a_token)
+
+        async def revoke(self, caller, route):
+            if fails:
+                raise TokenSourceUnavailable("down")
+
+    route = ProxyRoute("https://api.example.com", token_source=Source())
+    middleware = IdPMiddleware(authenticator=a_token, routes={"github": route}, observers=[kept])
+    with pytest.raises(TokenSourceUnavailable) if fails else nullcontext():
+        await middleware.revoke("github", Caller(ALICE))
+    told = ("failed", "token-source-unavailable") if fails else ("revoked", None)
+    assert sorted(kept.events, key=str) == sorted([told, ("forgotten", None)], key=str)
 
 
 class Broken:

@@ -33,6 +33,10 @@ from tests.stack import eventually, free_port, raw_upstream
 from tests.test_cache import running_redis
 
 FILE = """
+access_log = true
+audit_log = true
+metrics = true
+
 [authenticator]
 type = "jwt"
 issuer = "{idp}/"
@@ -290,10 +294,13 @@ def test_a_gateway_says_no_secret_while_it_serves_fails_and_ends(outside: World)
         assert outside.ask().status == 200
         outside.tap.answer = always(hang_up_after(b"nothing like HTTP"))
         assert outside.ask().status == 502
+        assert b"idp_middleware_requests_total" in outside.ask(target="/idp/metrics", credentials=False).data
         outside.exchange(b"GET / HTTP/1.1\r\nAuthorization Bearer " + outside.token_of("alice") + b"\r\n\r\n")
         process.send_signal(signal.SIGTERM)
         process.wait(30)
     outside.collect()
     said = outside.sinks.put_in["the output"][-1][0]
     assert b"UpstreamAborted" in said, said.decode()
+    assert said.count(b'"event": "refreshed"') + said.count(b'"event": "obtained"') == 2
+    assert b'"problem": "upstream-unreachable"' in said
     assert outside.leaks() == set()
