@@ -295,18 +295,26 @@ def _short(value: Any) -> str:
     return text
 
 
+def helps() -> dict[str, str]:
+    """The help of each command, and of the whole under "". As on a terminal of 90 columns without colours."""
+    before = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
+    os.environ.update(COLUMNS="90", NO_COLOR="1")
+    try:
+        parser = _parser()
+        (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+        return {name: each.format_help() for name, each in {"": parser, **commands.choices}.items()}
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _commands() -> str:
-    """The help of the command and of each of its own."""
-    # argparse breaks lines where the terminal ends.
-    os.environ["COLUMNS"] = "90"
-    os.environ["NO_COLOR"] = "1"
-    parser = _parser()
-    parts = [f"```text\n{parser.format_help()}```"]
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, command in action.choices.items():
-                parts += [f"## {name}", f"```text\n{command.format_help()}```"]
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        f"### {f'{name} --help' if name else '--help'}\n\n```text\n{text}```" for name, text in helps().items()
+    )
 
 
 PARTS: Mapping[str, Callable[[], str]] = {

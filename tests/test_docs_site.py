@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from docs import reference
 from docs.assemble import assemble, build
 from idp_middleware import config, load_config, providers
-from idp_middleware._cli import _parser
 from idp_middleware._config_types import vocabulary
 from idp_middleware.errors import ConfigurationError
 from tests import pages
@@ -44,6 +44,14 @@ def test_readers_fetch_nothing_from_others(site: Path) -> None:
         assert re.findall(r"url\(['\"]?(?:https?:)?//", sheet.read_text()) == []
 
 
+def test_links_to_other_places_are_https(site: Path) -> None:
+    """Those that come from docstrings included; what answers there is checked by nobody here."""
+    for page in site.rglob("*.html"):
+        for url in re.findall(r"""href=["']?([a-z]+:[^"'> ]+)""", page.read_text()):
+            parts = urlsplit(url)
+            assert (parts.scheme, bool(re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", parts.netloc))) == ("https", True), url
+
+
 @pytest.mark.parametrize(
     "factory",
     [*config.AUTHENTICATORS.values(), *config.SOURCES.values(), *providers.PRESETS.values()],
@@ -67,8 +75,8 @@ def test_the_reference_has_every_name(site: Path) -> None:
         module = importlib.import_module(f"idp_middleware.{name}".rstrip("."))
         for public in reference.public_names(module):
             assert public in read["api.html"], f"{module.__name__}.{public}"
-    for command in re.findall(r"^    ([a-z]+)  ", _parser().format_help(), re.M):
-        assert f'id="{command}"' in read["commands.html"]
+    for command in reference.helps():
+        assert f"idp-middleware {command}".strip() in read["commands.html"]
 
 
 def test_the_reference_has_every_public_module() -> None:
