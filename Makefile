@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # It asks the python on the path for the packages.
 PYRIGHT = PATH="$(abspath $(BIN)):$$PATH" pyright
 
-.PHONY: demo test check format docs bench fuzz dist clean help
+.PHONY: demo test check format docs bench fault-matrix soak fuzz dist clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,8 @@ help:
 	@echo 'make docs      the documentation as a site, in build/site'
 	@echo 'make dist      wheel and sdist, in dist/, tried as installed'
 	@echo 'make fuzz      100,000 inputs of any kind for each place where strangers reach in (FUZZ="--runs 1000 token")'
+	@echo 'make soak      ten minutes of load and faults (SOAK="--seconds 60": as long as you like)'
+	@echo 'make fault-matrix  write docs/fault-matrix.md anew'
 	@echo 'make bench     side by side with other proxies (BENCH=--quick: in a few minutes)'
 
 $(BIN)/python:
@@ -80,6 +82,12 @@ dist: $(VENV)/.dev
 
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+fault-matrix: $(VENV)/.dev
+	FAULT_MATRIX=write $(BIN)/python -m pytest -q tests/faults/test_matrix.py
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.soak $(SOAK)
 
 clean:
 	rm -rf tests/fuzz/.findings

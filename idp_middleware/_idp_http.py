@@ -12,6 +12,7 @@ import json
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -132,13 +133,12 @@ class IdPClient:
         }
         try:
             async with asyncio.timeout(self._total):
-                request = httpx.Request(
-                    method, url, headers=fields, json=json, data=form, extensions={"timeout": self._timeout.as_dict()}
-                )
-                response = await self._open().handle_async_request(request)
+                request = httpx.Request(method, url, headers=fields, json=json, data=form)
+                response = await self._send(request)
                 try:
                     return Answer(response.status_code, response.headers, await _read(response))
                 finally:
+                    _nothing_more(response)
                     await response.aclose()
         except IdPError:
             raise
@@ -150,6 +150,25 @@ class IdPClient:
         except Exception as exc:
             # Transports also let through what is no httpx.HTTPError, and one of the app's own may raise anything.
             raise TokenSourceFailed(f"not an answer ({type(exc).__name__})") from None
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; a GET once more where a kept connection broke before the answer.
+
+        Servers close what has been idle for a while, and now and then a request crosses that.
+        """
+        events: set[str] = set()
+
+        async def seen(event: str, _: Any) -> None:
+            events.add(event.partition(".")[0])
+
+        request.extensions = {"timeout": self._timeout.as_dict(), "trace": seen}
+        try:
+            return await self._open().handle_async_request(request)
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            # httpcore speaks of a "connection" while it opens one, and of "http11" only on one that was kept.
+            if request.method != "GET" or "connection" in events or not events:
+                raise
+        return await self._open().handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close the connections; a later request opens new ones."""
@@ -174,3 +193,16 @@ async def _read(response: httpx.Response) -> bytes:
         if len(body) > MAX_ANSWER:
             raise TokenSourceFailed("the answer is too long")
     return bytes(body)
+
+
+def _nothing_more(response: httpx.Response) -> None:
+    """See that a connection is not kept on which more than this answer has come.
+
+    httpcore would take it for the beginning of the next answer, which is about somebody else; it has no public way to
+    tell, and a transport of the app's own may have no such parts at all.
+    """
+    with suppress(AttributeError):
+        stream: Any = response.stream
+        parser = stream._httpcore_stream._stream._connection._h11_state
+        if parser.trailing_data[0]:
+            parser.send_failed()

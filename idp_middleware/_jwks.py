@@ -6,7 +6,7 @@ nor of what is in a key.
     first use           fetched while the callers wait, once for all of them; nothing works without (503)
     every MAX_AGE       fetched in the background; this is how a withdrawn key is noticed
     an unknown key id   fetched while that caller waits, at most once per COOL_DOWN, the longest a new key is refused
-    a failed fetch      changes nothing but when to try next
+    a failed fetch      changes nothing but when to try next, and that an unknown key id is not the caller's fault (503)
 
 Behind a cache that workers share, one of them fetches, and the others take what it brought: by age while it is younger
 than MAX_AGE; for an unknown key id if it has that key, or is younger than COOL_DOWN, which then holds for all of them.
@@ -83,17 +83,21 @@ class KeySet:
     async def find(self, kid: str | None, alg: str) -> list[Key]:
         """The keys that a token with this key id (or none) and algorithm may be signed with.
 
-        Raises `TokenSourceUnavailable` as long as no key set could be had at all.
+        Raises `TokenSourceUnavailable` as long as no key set could be had at all, and where there is no such key in one
+        that could not be fetched anew: it may be a new one, and who is told that a token is invalid throws it away.
         """
-        if self._keys:
-            found = self._fitting(kid, alg)
-            if found or not (self._flying() or self._may_ask()):
-                return found
+        if not self._keys:
+            await self._first_fetch()
+            return self._fitting(kid, alg)
+        found = self._fitting(kid, alg)
+        if not found and (self._flying() or self._may_ask()):
             # Not awaited as such: a caller who gives up must not take the fetch away from the others.
             await asyncio.wait((self._fly((kid, alg)),))
-        else:
-            await self._first_fetch()
-        return self._fitting(kid, alg)
+            found = self._fitting(kid, alg)
+        if not found and self._failures:
+            wait = max(0.0, self._asked_at + COOL_DOWN - time.time())
+            raise TokenSourceUnavailable(f"no such key, and no new ones: {self._reason}", retry_after=wait)
+        return found
 
     async def aclose(self) -> None:
         """Break a running fetch off."""

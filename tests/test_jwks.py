@@ -65,6 +65,14 @@ async def refused(authenticator: JWTAuthenticator, token: str) -> bool:
     return False
 
 
+async def unavailable(authenticator: JWTAuthenticator, token: str) -> bool:
+    try:
+        await call(authenticator, token)
+    except TokenSourceUnavailable:
+        return True
+    return False
+
+
 async def soon(condition: Callable[[], bool]) -> None:
     """Let what runs in the background get there."""
     async with asyncio.timeout(10):
@@ -399,10 +407,30 @@ async def test_random_key_ids_during_an_outage_stay_within_the_cool_down(
     clock.shift(600)
     asked = auth0.count()
     for _ in range(30):
-        assert all([await refused(authenticator, with_key_id(token, secrets.token_hex(8))) for _ in range(20)])
+        assert all([await unavailable(authenticator, with_key_id(token, secrets.token_hex(8))) for _ in range(20)])
         assert await call(authenticator, token) == "auth0|alice"
         clock.shift(1)
     assert auth0.count() - asked == 1
+
+
+async def test_a_new_key_that_cannot_be_fetched_is_no_fault_of_its_callers(
+    auth0: Auth0, authenticator: JWTAuthenticator, clock: Any
+) -> None:
+    """Told that it is invalid, clients would throw a good token away; told when to come back, they do."""
+    old = alice(auth0)
+    await call(authenticator, old)
+    auth0.rotate_keys(keep_old=True)
+    new = alice(auth0)
+    auth0.fail("/", status=503)
+    for wait in (30, 20, 10):
+        with pytest.raises(TokenSourceUnavailable) as told:
+            await call(authenticator, new)
+        assert told.value.headers() == [("retry-after", str(wait))]
+        assert await call(authenticator, old) == "auth0|alice"
+        clock.shift(10)
+    auth0.reset_faults()
+    assert await call(authenticator, new) == "auth0|alice"
+    assert await refused(authenticator, with_key_id(new, "unknown"))
 
 
 @pytest.mark.parametrize(
@@ -430,7 +458,7 @@ async def test_a_useless_answer_wipes_nothing(
     token = alice(auth0)
     await call(authenticator, token)
     auth0.fail(JWKS, status=200, body=body)
-    assert await refused(authenticator, with_key_id(token, "unknown"))
+    assert await unavailable(authenticator, with_key_id(token, "unknown"))
     assert auth0.count(JWKS) == 2
     assert await call(authenticator, token) == "auth0|alice"
     assert await call(authenticator, alice(auth0, jti="another")) == "auth0|alice"
@@ -576,7 +604,7 @@ async def test_failures_are_told_without_the_sender_s_words(
     token = alice(auth0)
     await call(authenticator, token)
     auth0.fail(JWKS, status=500)
-    assert await refused(authenticator, with_key_id(token, "MARK\r\n"))
+    assert await unavailable(authenticator, with_key_id(token, "MARK\r\n"))
     assert f"Keys of {ISSUER} not fetched: status 500; the known keys keep serving" in caplog.messages
     assert "MARK" not in caplog.text
 

@@ -46,7 +46,14 @@ async def dial(
     try:
         async with asyncio.timeout(seconds):
             connection = await _connect(loop, await _resolve(loop, origin.host, origin.port))
-            await loop.create_connection(protocol, sock=connection, **options)
+            try:
+                await loop.create_connection(protocol, sock=connection, **options)
+            finally:
+                if not isinstance(loop, asyncio.BaseEventLoop):
+                    # uvloop has the descriptor now, and closes it. The socket object still names it, and would close
+                    # whatever has that number by the time it is collected: uvloop lets go of it only where the
+                    # connection ends in an orderly way (its issues 645 and 738).
+                    connection.detach()
     except TimeoutError:
         raise UpstreamTimeout("connecting took too long") from None
     except socket.gaierror:

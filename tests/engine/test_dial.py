@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 
 import pytest
 
-from idp_middleware._engine._dial import _connect, _resolve
+from idp_middleware._engine._dial import _connect, _resolve, dial
+from idp_middleware._routes import Origin
 
 
 @pytest.fixture
@@ -79,3 +81,26 @@ async def test_families_take_turns():
 async def test_an_address_is_not_looked_up(host, family):
     """That would be a thread for nothing."""
     assert await _resolve(asyncio.get_running_loop(), host, 80) == [(family, (host, 80))]
+
+
+class Kept(asyncio.Protocol):
+    """A protocol that keeps its transport."""
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+
+async def test_a_descriptor_has_one_owner(listener):
+    """Two would close it twice, the second time as somebody else's."""
+    loop = asyncio.get_running_loop()
+    made = Kept()
+    origin = Origin("http", "127.0.0.1", listener[1][1], b"127.0.0.1")
+    gc.collect()
+    await dial(loop, lambda: made, origin, None, 5)
+    connection = made.transport.get_extra_info("socket")
+    number = connection.fileno()
+    owners = [each for each in gc.get_objects() if type(each) is socket.socket and each.fileno() == number]
+    assert len(owners) == (isinstance(loop, asyncio.BaseEventLoop))
+    made.transport.abort()
+    await asyncio.sleep(0)
+    del owners

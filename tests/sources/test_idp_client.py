@@ -131,6 +131,66 @@ async def test_a_connection_that_breaks_off_is_no_answer() -> None:
     await client.aclose()
 
 
+@pytest.mark.parametrize("instead", [b"", b"\x00\xffnot HTTP"], ids=["closed", "garbage"])
+@pytest.mark.parametrize(("method", "asked"), [("GET", 3), ("POST", 2)])
+async def test_a_kept_connection_that_was_given_up_costs_a_look_up_nothing(
+    method: str, asked: int, instead: bytes
+) -> None:
+    """Servers close what is idle, and a request may cross that; a POST may have been carried out."""
+    requests: list[bytes] = []
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(b"on a new one")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        await reader.readuntil(b"\r\n\r\n")
+        requests.append(b"on a kept one")
+        writer.write(instead)
+
+    async with raw_server(once) as url:
+        client = IdPClient()
+        await client.request("GET", url)
+        if method == "GET":
+            assert (await client.request(method, url)).json() == {}
+        else:
+            with pytest.raises(TokenSourceUnavailable):
+                await client.request(method, url)
+        await client.aclose()
+    assert len(requests) == asked
+
+
+async def test_what_comes_behind_an_answer_is_not_the_next_one() -> None:
+    """The next is somebody else's: it would be their token."""
+    first, behind = b'{"of": "alice"}', b'{"of": "mallory"}'
+
+    async def two(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for body in (first, behind):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+        await reader.read()
+
+    async with raw_server(two) as url:
+        client = IdPClient()
+        for _ in range(3):
+            assert (await client.request("GET", url)).body == first
+        await client.aclose()
+
+
+async def test_a_new_connection_that_breaks_is_not_tried_again() -> None:
+    """Who is down is not asked twice as often."""
+    connections = 0
+
+    async def nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+
+    async with raw_server(nothing) as url:
+        client = IdPClient()
+        with pytest.raises(TokenSourceUnavailable):
+            await client.request("GET", url)
+        await client.aclose()
+    assert connections == 1
+
+
 def test_a_time_out_of_nothing_is_a_mistake() -> None:
     """It would fail each request."""
     with pytest.raises(ConfigurationError) as caught:

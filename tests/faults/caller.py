@@ -1,0 +1,103 @@
+"""A caller who takes in whatever comes: whole answers, broken ones, and none.
+
+Knows as much of HTTP as it takes to tell a whole answer from a broken one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+LONGEST = 20.0
+"""Seconds after which a request counts as stuck."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came of a request. `status` is 0 where no answer came; `seconds` is how long all of it took."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    whole: bool
+    seconds: float
+    raw: bytes
+
+    @property
+    def problem(self) -> str | None:
+        """The name of the problem, where the answer is one of our own."""
+        if self.headers.get("content-type") != "application/problem+json":
+            return None
+        return str(json.loads(self.body)["type"]).rpartition(":")[2]
+
+
+class _Recorded:
+    """A reader that keeps all that went through it."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self.raw = bytearray()
+        self._reader = reader
+
+    async def line(self) -> bytes:
+        return self._kept(await self._reader.readuntil(b"\n"))
+
+    async def exactly(self, size: int) -> bytes:
+        return self._kept(await self._reader.readexactly(size))
+
+    def _kept(self, data: bytes) -> bytes:
+        self.raw += data
+        return data
+
+
+async def ask(port: int, token: str, method: str, target: str, body: bytes = b"") -> Heard:
+    """Send a request on a connection of its own. Raises `TimeoutError` where it is stuck."""
+    started = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    lines = [f"{method} {target} HTTP/1.1", "Host: app.example", f"Authorization: Bearer {token}", "Connection: close"]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    sending = asyncio.create_task(_send(writer, "\r\n".join([*lines, "", ""]).encode() + body))
+    recorded = _Recorded(reader)
+    status, headers, whole, content = 0, dict[str, str](), False, bytearray()
+    try:
+        async with asyncio.timeout(LONGEST):
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                status, headers = await _head(recorded)
+                await _body(recorded, headers, content)
+                whole = True
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+    return Heard(status, headers, bytes(content), whole, time.monotonic() - started, bytes(recorded.raw))
+
+
+async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    with suppress(ConnectionError):
+        for at in range(0, len(data), 65536):
+            writer.write(data[at : at + 65536])
+            await writer.drain()
+
+
+async def _head(stream: _Recorded) -> tuple[int, dict[str, str]]:
+    status = int((await stream.line()).split(b" ")[1])
+    headers: dict[str, str] = {}
+    while (line := await stream.line()) != b"\r\n":
+        name, _, value = line.decode("latin-1").partition(":")
+        headers[name.lower()] = value.strip()
+    return status, headers
+
+
+async def _body(stream: _Recorded, headers: dict[str, str], content: bytearray) -> None:
+    if headers.get("transfer-encoding") != "chunked":
+        content += await stream.exactly(int(headers.get("content-length", "0")))
+        return
+    while size := int(await stream.line(), 16):
+        content += await stream.exactly(size)
+        await stream.exactly(2)
+    await stream.exactly(2)
