@@ -173,10 +173,13 @@ class TokenEngine:
         if self._cache is not None:
             await self._cache.aclose()
 
-    async def _ask(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:  # noqa: ARG002
-        """The source's answer, in place of `held` or `refused`."""
+    async def _ask(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:
+        """The source's answer, in place of `held` or `refused`, where it may be asked."""
         plan = self._plans.get(id(route)) or self._plan(route)
-        return await plan.circuit.ask(lambda: _ask(caller, route, refused))
+        return await plan.circuit.ask(lambda: self._asked(caller, route, held, refused))
+
+    async def _asked(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:  # noqa: ARG002
+        return await _ask(caller, route, refused)
 
     def _plan(self, route: ProxyRoute) -> _Plan:
         identity = getattr(route.source, "identity", None)

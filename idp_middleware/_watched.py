@@ -94,13 +94,13 @@ class WatchedTokens(TokenEngine):
         if hasattr(route.source, "revoke"):
             self._tell("revoked", caller, route, seconds=perf_counter() - started)
 
-    async def _ask(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:
+    async def _asked(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:
         if getattr(route.source, "at_hand", False):
             # Nothing is obtained, and an event for each request would bury those that tell something.
-            return await super()._ask(caller, route, held, refused)
+            return await super()._asked(caller, route, held, refused)
         started = perf_counter()
         try:
-            token = await super()._ask(caller, route, held, refused)
+            token = await super()._asked(caller, route, held, refused)
         except IdPError as exc:
             self._tell("failed", caller, route, problem=exc.name, seconds=perf_counter() - started)
             raise

@@ -18,7 +18,16 @@ from websockets.sync.server import serve as serve_websockets
 
 from idp_middleware import Caller, IdPMiddleware, ProxyRoute, Token, TokenCache, sources
 from idp_middleware.errors import ConfigurationError, TokenSourceUnavailable
-from idp_middleware.observers import AccessLog, AuditLog, CacheRecord, RequestRecord, TokenRecord, digest, log_to_stdout
+from idp_middleware.observers import (
+    AccessLog,
+    AuditLog,
+    CacheRecord,
+    CircuitRecord,
+    RequestRecord,
+    TokenRecord,
+    digest,
+    log_to_stdout,
+)
 from idp_middleware.testing import Identity
 from tests.stack import USERS, eventually, raw_upstream, read_head, running
 
@@ -167,6 +176,24 @@ def test_a_token_that_nobody_gives_is_a_failure_by_its_name():
     (event,) = (record for record in kept if isinstance(record, TokenRecord))
     assert (event.event, event.problem, event.source) == ("failed", record.problem, "source")
     assert (event.caller, event.account) == (record.caller, digest("101"))
+
+
+def test_a_source_that_is_left_alone_is_told_and_not_counted_as_asked():
+    """What was not asked has not failed: a panel of its failures should say how the source is, not how many wait."""
+    kept, asked = Kept(), []
+
+    async def source(caller, route):
+        asked.append(caller)
+        raise TokenSourceUnavailable("down")
+
+    with running(routes=from_function(source), observers=[kept]) as stack:
+        for number in range(1, 13):
+            stack.ask("GET", "/idp/github/user")
+            kept.request(number)
+    assert len(asked) < 12
+    assert kept.events == [("failed", "token-source-unavailable")] * len(asked)
+    assert [record for record in kept if isinstance(record, CircuitRecord)] == [CircuitRecord("source", open=True)]
+    assert {record.token for record in kept.requests} == {"none"}
 
 
 def test_a_renewal_ahead_of_expiry_is_told_but_not_as_the_requests_own():
