@@ -54,4 +54,5 @@ upstream = os.environ.get("GITHUB_API_URL", "https://api.github.com")
 github = providers.github(token_source=auth0, connection="github", upstream=upstream)
 app = Starlette(routes=[Route("/login", login), Route("/callback", callback)])
 app.add_middleware(IdPMiddleware, authenticator=SessionAuthenticator(), routes={"github": github})
+# On a real host: https_only=True.
 app.add_middleware(SessionMiddleware, secret_key=os.environ["SESSION_SECRET"], same_site="lax", https_only=False)

@@ -145,15 +145,15 @@ class TokenCache(_HoldsSecret):
         return await self._keys.obtain(key, ask, serves=serves, until=until)
 
     async def check(self) -> str:
-        """As `Checkable`: what is put in comes out again, and is taken out."""
+        """As `Checkable`: what is put in, for two seconds, comes out again."""
         name = written = f"idp-middleware:check:{token_hex(8)}"
         try:
             async with asyncio.timeout(3 * PATIENCE):
-                await self._store.put(name, written, 10)
+                # No drop: that would leave a mark for a minute.
+                await self._store.put(name, written, 2)
                 value = await self._store.get(name)
-                await self._store.drop(name)
         except (StoreFailed, TimeoutError) as exc:
-            wrong, todo = network_advice(exc) or _refused(str(exc))
+            wrong, todo = _refused(str(exc) or type(exc).__name__, network_advice(exc))
             raise CheckFailed(f"the shared cache: {wrong}", todo=todo) from None
         if value not in (written, written.encode()):
             todo = "check that the server keeps what is written, and is not a read-only replica"
@@ -195,9 +195,14 @@ def _token(members: dict[str, Any]) -> tuple[Token, float]:
     return token, min(float(members["asked_at"]), time())
 
 
-def _refused(kind: str) -> tuple[str, str]:
+def _refused(kind: str, network: tuple[str, str] | None) -> tuple[str, str]:
     if "Auth" in kind or "NOAUTH" in kind:
         return f"it refuses us ({kind})", "check user name and password in url"
+    if "Timeout" in kind:
+        # As where a server without TLS is asked for it: it waits for more of the question.
+        return "it does not answer in time", "check that it is well, and url: its scheme (rediss:// for TLS) and port"
+    if network is not None:
+        return network
     return f"it failed ({kind})", "check url: its scheme (rediss:// for TLS), host, port and database"
 
 

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from idp_middleware import Caller, ProxyRoute, Token
 from idp_middleware._cache import TokenCache, as_token_cache
 from idp_middleware._tokens import TokenEngine
-from idp_middleware.errors import ConfigurationError, IdentityNotLinked, TokenSourceUnavailable
+from idp_middleware.errors import CheckFailed, ConfigurationError, IdentityNotLinked, TokenSourceUnavailable
 from tests.fleet.redis_server import running_redis
 
 KEY = Fernet.generate_key().decode()
@@ -540,3 +540,29 @@ async def test_a_backend_that_was_passed_in_is_not_closed() -> None:
 
     await TokenCache(Mine()).aclose()
     assert closed == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wrong", "todo"),
+    [
+        ("", "", None, ""),
+        ("p%40ss", "another", "it refuses us (AuthenticationError)", "check user name and password in url"),
+        ("redis:", "rediss:", "it does not answer in time", "rediss:// for TLS"),
+        ("127.0.0.1", "no.such.host.invalid", "the host name is not known to DNS", "check its spelling"),
+    ],
+)
+async def test_check_tells_what_is_wrong_with_a_redis(
+    redis_server: str, old: str, new: str, wrong: str | None, todo: str
+) -> None:
+    """And leaves nothing in it that lasts. (Last here, since it lasts two seconds.)"""
+    cache = TokenCache.from_url(redis_server.replace(old, new, 1), encryption_keys=[KEY])
+    try:
+        if wrong is None:
+            assert await cache.check() == "gives back what was put in"
+            return
+        with pytest.raises(CheckFailed) as caught:
+            await cache.check()
+        assert str(caught.value) == f"the shared cache: {wrong}"
+        assert todo in caught.value.todo
+    finally:
+        await cache.aclose()
