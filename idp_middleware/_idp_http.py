@@ -35,6 +35,10 @@ MAX_ANSWER = 1024 * 1024
 Transport: TypeAlias = httpx.AsyncBaseTransport
 """What may replace the network; named here so that whoever passes one on need not import httpx."""
 
+_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=3.0)
+"""httpx's own, but for the seconds that an idle connection is kept: many servers (Node's, uvicorn) close one after the
+very five that httpx keeps it, and a request that meets that close has failed."""
+
 DEFAULT_TIMEOUT = Timeout(connect=5.0, read=10.0, write=10.0, pool=10.0)
 
 
@@ -104,7 +108,7 @@ class IdPClient:
         loop = asyncio.get_running_loop()
         # Connections belong to the loop they were opened on; an app under test may see several.
         if self._opened is None or self._loop is not loop:
-            self._opened = self._transport or httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False)
+            self._opened = self._transport or httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False, limits=_LIMITS)
             self._loop = loop
         return self._opened
 
