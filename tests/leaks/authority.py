@@ -23,10 +23,11 @@ AUDIENCE = "https://api.acme.example"
 USERS = ("alice", "bob")
 CLIENT_ID = "the-client"
 
-EXCHANGE, INTROSPECT, REFRESH, OBO, REALM = (
+EXCHANGE, INTROSPECT, REFRESH, REVOKE, OBO, REALM = (
     "/exchange",
     "/introspect",
     "/refresh",
+    "/revoke",
     "/acme/oauth2/v2.0/token",
     "/realms/acme",
 )
@@ -116,6 +117,8 @@ class Authority(Auth0):
         if request.path == REFRESH:
             user = self._who(request, "refresh token")
             return self._granted(user, refresh_token=self._canaries.of(user, "second refresh token"), second=True)
+        if request.path == REVOKE:
+            return Answer(200)
         if request.path == "/client-credentials":
             return Answer(200, {"access_token": self._canaries["the app's own token"], "token_type": "Bearer"})
         if request.path.startswith(GRANTS):

@@ -24,7 +24,7 @@ from idp_middleware import (
 )
 from idp_middleware.stores import SQLAlchemyTokenStore, SQLiteTokenStore, StoredToken, TokenKey
 from idp_middleware.testing import signing_key
-from tests.leaks.authority import AUDIENCE, CLIENT_ID, EXCHANGE, INTROSPECT, REALM, REFRESH, USERS
+from tests.leaks.authority import AUDIENCE, CLIENT_ID, EXCHANGE, INTROSPECT, REALM, REFRESH, REVOKE, USERS
 from tests.leaks.world import API_KEY_FIELD, SetUp, World
 
 
@@ -87,6 +87,7 @@ def management_that_refreshes(world: World) -> dict[str, Any]:
         token_url=world.idp_url + REFRESH,
         client_id=CLIENT_ID,
         client_secret=world.canaries["client secret"],
+        revocation_url=world.idp_url + REVOKE,
     )
     return gateway(world, sources.Auth0Management(base_url=world.idp_url, refresh=[at_provider], **credentials))
 
@@ -186,6 +187,7 @@ def refresh_token(kind: Any, url: str = "") -> Any:
             store=path,
             encryption_keys=keys,
             token_url=world.idp_url + REFRESH,
+            revocation_url=world.idp_url + REVOKE,
             reuse_is_fatal=False,
             **client(world),
         )
@@ -221,7 +223,16 @@ def _in_a_session(world: World, app: Any) -> Any:
 MANAGEMENT = {"/oauth/token": ("client secret",)}
 SECRET_AND_TOKEN = ("client secret", "{user}'s token")
 REFRESHED = ("{user}'s second provider token",)
-REFRESHING = {REFRESH: ("client secret", "{user}'s refresh token", "{user}'s second refresh token")}
+REFRESHING = {
+    REFRESH: ("client secret", "{user}'s refresh token", "{user}'s second refresh token"),
+    REVOKE: (
+        "client secret",
+        "{user}'s refresh token",
+        "{user}'s second refresh token",
+        *REFRESHED,
+        "{user}'s provider token",
+    ),
+}
 APPS_OWN = ("the app's own token",)
 
 SET_UPS = {
@@ -233,7 +244,7 @@ SET_UPS = {
             management_that_refreshes,
             _with_token,
             serves=("{user}'s second provider token",),
-            asked=MANAGEMENT | {REFRESH: ("client secret", "{user}'s refresh token")},
+            asked=MANAGEMENT | dict.fromkeys((REFRESH, REVOKE), ("client secret", "{user}'s refresh token")),
         ),
         SetUp("signed", signed, _with_token, scheme="OAuth", asked=MANAGEMENT),
         SetUp("vault", vault, _with_token, asked={"/oauth/token": SECRET_AND_TOKEN}),

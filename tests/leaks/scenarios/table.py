@@ -47,6 +47,11 @@ from tests.leaks.scenarios.outcomes import (
     refused_and_renewed,
     upstream_breaks_off,
 )
+from tests.leaks.scenarios.own import (
+    asked_itself,
+    overview_fails,
+    revocation_fails,
+)
 from tests.leaks.scenarios.parts import with_route
 from tests.leaks.scenarios.upstreams import (
     answers_of_the_upstream,
@@ -88,6 +93,10 @@ SCENARIOS = (
         for set_up in SET_UPS
         for name, run in OUTCOMES.items()
     ),
+    *(Scenario(f"{set_up}: what it answers itself", asked_itself, set_up) for set_up in SET_UPS),
+    _special("an identity provider that repeats what is asked for the overview", overview_fails),
+    _special("a revocation that fails", revocation_fails, "refresh token"),
+    _special("a revocation in debug mode", asked_itself, "refresh token", wrap=slow_callbacks),
     _special("a caller's request is refused", refusals),
     _special("a token in a URL", tokens_in_urls, uvicorn={"access_log": False}),
     _special(
