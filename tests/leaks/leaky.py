@@ -26,6 +26,7 @@ from prometheus_client import Counter
 
 from idp_middleware import IdPMiddleware, Token, TokenCache
 from idp_middleware._middleware import problem_response
+from idp_middleware._shared_values import SharedValues
 from idp_middleware.stores import SQLiteTokenStore
 from tests.leaks.scenarios.calls import BIG
 from tests.leaks.scenarios.parts import reply, with_route
@@ -399,8 +400,16 @@ class InTheClear(TokenCache):
 
     __slots__ = ()
 
-    def _sealed(self, name: str, token: Any, asked_at: float) -> str:
-        return json.dumps({"name": name, "value": token.value})
+    def _keep_in(self, *args: Any) -> None:
+        super()._keep_in(*args)
+        self._tokens.__class__ = Unsealed
+
+
+class Unsealed(SharedValues[Token]):
+    __slots__ = ()
+
+    def _sealed(self, name: str, asked: Any) -> str:
+        return json.dumps({"name": name, "value": asked[0].value})
 
 
 class PlainVault:
@@ -436,6 +445,7 @@ planted(
 planted(
     "the shared cache in the clear",
     (TOKEN, FILES),
+    ("management token", FILES),
     change=lambda world, arguments: (
         arguments | {"cache": InTheClear(world.shared, encryption_keys=[world.canaries["encryption key"]])}
     ),
