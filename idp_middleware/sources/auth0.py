@@ -6,7 +6,7 @@ Knows Auth0's Management API. Keeps the app's own token for that API, and nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from time import time
@@ -89,7 +89,7 @@ class Auth0Management(_HoldsSecret):
         self._refreshing = Refreshing(refresh, **client)
         if any(each.revocation_url is not None for each in refresh):
             # Only then: by this it is told whether a source has anything to take back.
-            self.revoke = self._revoke
+            self.revoke: Callable[[Caller, ProxyRoute], Awaitable[None]] = self._revoke
 
     @property
     def identity(self) -> tuple[str, ...]:
