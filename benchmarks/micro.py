@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -183,7 +187,54 @@ async def big_maps(calls: int, routes: int, users: int) -> list[Piece]:
     return [*pieces, Piece("size", label, big, plain)]
 
 
-def _middleware(routes: int, asked: dict[str, int]) -> IdPMiddleware:
+async def observers(calls: int) -> list[Piece]:
+    """What each adds to a request, written to nowhere; those that are not installed left out."""
+    from idp_middleware.observers import AccessLog, AuditLog
+
+    logger = logging.getLogger("idp_middleware")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    kinds: dict[str, Callable[[], Any]] = {
+        "one that does nothing": lambda: lambda _: None,
+        "the audit log (a kept token is no event)": AuditLog,
+        "the access log": AccessLog,
+    }
+    with suppress(ImportError):
+        from idp_middleware.prometheus import Prometheus
+
+        kinds["Prometheus"] = Prometheus
+    with suppress(ImportError):
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.trace import TracerProvider
+
+        from idp_middleware.opentelemetry import OpenTelemetry
+
+        metering = MeterProvider([InMemoryMetricReader()])
+        kinds["OpenTelemetry, no SDK"] = OpenTelemetry
+        kinds["OpenTelemetry, exporting nothing"] = lambda: OpenTelemetry(
+            tracer_provider=TracerProvider(), meter_provider=metering
+        )
+    plain, scope = _middleware(1, {}), _scope("/idp/api0/user")
+    pieces = []
+
+    async def ask(middleware: IdPMiddleware) -> None:
+        await middleware({**scope}, _receive(), _send)
+        # Lets what a request has begun come to its end; thousands of them would weigh on both.
+        await asyncio.sleep(0)
+
+    handler = logging.FileHandler(os.devnull)
+    logger.addHandler(handler)
+    for label, make in kinds.items():
+        watched = _middleware(1, {}, observers=[make()])
+        bare, ours = await _compare(partial(ask, plain), partial(ask, watched), calls)
+        pieces.append(Piece("observers", f"added by {label}", ours - bare))
+    logger.removeHandler(handler)
+    handler.close()
+    return pieces
+
+
+def _middleware(routes: int, asked: dict[str, int], **options: Any) -> IdPMiddleware:
     """With `routes` routes, callers by the field X-User, and a count of what the source was asked."""
     import httpx
 
@@ -208,6 +259,7 @@ def _middleware(routes: int, asked: dict[str, int]) -> IdPMiddleware:
         authenticator=authenticate,
         routes={f"api{number}": ProxyRoute("https://api.example.com", token_source=source) for number in range(routes)},
         transport=Instant(),
+        **options,
     )
 
 
@@ -217,6 +269,7 @@ async def main(quick: bool) -> list[Piece]:
         *await outside_the_prefix(calls * 10),
         *await verification(calls, misses=100 if quick else 400),
         *await big_maps(calls, routes=1_000, users=10_000 if quick else 100_000),
+        *await observers(calls),
     ]
 
 
