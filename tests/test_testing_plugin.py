@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from idp_middleware import IdPMiddleware, load_config
+from idp_middleware import IdPMiddleware, JWTAuthenticator, load_config, providers, sources
 from idp_middleware.testing import Keycloak, World
 from tests import pages
 
@@ -159,3 +159,38 @@ def test_a_file_goes_through_the_transport_too(tmp_path: Path, monkeypatch: pyte
     world.assert_called_as("alice", "github", host="api.github.com")
     world.unlink("alice", "github")
     assert client.get("/idp/same/user", headers=world.headers("alice")).status_code == 401
+
+
+def test_alices_token_expires_in_three_seconds() -> None:
+    """The app under test sees what it would see in production: a token that was good a moment ago."""
+    import httpx2
+    import time_machine
+    from starlette.testclient import TestClient
+
+    world = World()
+    source = sources.Auth0Management(
+        domain="acme.eu.auth0.com",
+        client_id=world.client_id,
+        client_secret=world.client_secret,
+        transport=world.transport,
+    )
+    idp = IdPMiddleware(
+        authenticator=JWTAuthenticator(issuer=world.auth0.issuer, audience=world.audience, transport=world.transport),
+        routes={"github": providers.github(token_source=source, connection="github")},
+        transport=world.transport,
+    )
+    with time_machine.travel(1_900_000_000, tick=False) as clock, TestClient(idp) as client:
+        headers = world.headers("alice")
+
+        def user() -> httpx2.Response:
+            return client.get("/idp/github/user", headers=headers)
+
+        first = world.link("alice", "github", expires_in=3)
+        assert user().status_code == 200
+        clock.shift(4)
+        assert user().status_code == 401
+        assert world.assert_called_as("alice", "github").bearer == first.token
+        clock.shift(60)
+        second = world.link("alice", "github")
+        assert user().status_code == 200
+        assert world.assert_called_as("alice", "github").bearer == second.token
