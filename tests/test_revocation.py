@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from urllib.parse import parse_qsl
 
 import httpx
@@ -17,8 +18,8 @@ from starlette.middleware.sessions import SessionMiddleware
 
 from idp_middleware import Caller, IdPMiddleware, ProxyRoute, SessionAuthenticator, Token, TokenCache, errors, sources
 from idp_middleware.observers import AuditLog
-from idp_middleware.stores import SQLiteTokenStore, StoredToken, TokenKey
-from idp_middleware.testing import Identity, serve
+from idp_middleware.stores import Claim, SQLiteTokenStore, StoredToken, TokenKey
+from idp_middleware.testing import Identity, serve, signing_key
 from idp_middleware.testing.refresh import RotatingTokens
 from tests.stack import CLIENT, USERS, eventually, one_route, running
 
@@ -220,6 +221,37 @@ def test_a_refresh_under_way_is_waited_for(tmp_path):
         assert entries(stack) == []
         assert not any(stack.rotating.valid(login.refresh_tokens[-1]) for login in stack.rotating._logins)
         assert name(client.get("/idp/github/user")) == "identity-not-linked"
+
+
+def test_a_refresh_that_takes_too_long_is_left_alone(tmp_path, monkeypatch):
+    """Another process has the refresh token; the caller may try again when that is over."""
+    monkeypatch.setattr("idp_middleware.sources._revocation.PATIENCE_WITH_OTHERS", 0.2)
+    with with_store(tmp_path) as stack, stack.client() as client:
+        token = log_in(stack)
+
+        async def claim(store):
+            (entry,) = await store.get(key(stack))
+            return await store.compare_and_swap(replace(entry, claim=Claim(owner="x", at=time.time(), lasts=60)))
+
+        assert in_store(stack, claim) is not None
+        answer = client.delete(PATH)
+        assert (answer.status_code, name(answer)) == (503, "token-source-unavailable")
+        assert int(answer.headers["retry-after"]) > 30
+        assert stack.rotating.valid(token.refresh_token)
+
+
+def test_two_at_a_time_are_as_good_as_one(tmp_path):
+    """A double click; the second waits for the first, and finds nothing left to do."""
+    with with_store(tmp_path) as stack:
+        log_in(stack)
+        stack.rotating.stall("/revoke", 0.2)
+
+        async def both():
+            async with httpx.AsyncClient(base_url=stack.url, headers=stack.bearer(), trust_env=False) as client:
+                return await asyncio.gather(*(client.delete(PATH) for _ in range(2)))
+
+        assert [answer.status_code for answer in asyncio.run(both())] == [204, 204]
+        assert (entries(stack), stack.rotating.count("/revoke")) == ([], 2)
 
 
 def test_a_caller_who_leaves_leaves_nothing_half_done(tmp_path):
@@ -545,6 +577,12 @@ def test_a_wrong_revocation_url_is_named_at_once(tmp_path):
     }
     with pytest.raises(errors.ConfigurationError, match="revocation_url: must be https"):
         sources.RefreshToken(**options, client_secret="s", revocation_url="http://a.example/revoke")
+    with pytest.raises(errors.ConfigurationError, match="revocation_url: is GitHub's"):
+        sources.RefreshToken(
+            **options,
+            private_key=signing_key().private_pem,
+            revocation_url="https://api.github.com/applications/c/grant",
+        )
     with pytest.raises(errors.ConfigurationError, match="refresh: revocation_url must be"):
         refresh = sources.ProviderRefresh(
             connection="x", token_url="https://a.example", client_id="c", client_secret="s", revocation_url="/revoke"

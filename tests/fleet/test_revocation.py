@@ -181,6 +181,35 @@ async def test_who_cannot_tell_what_was_revoked_drops_all(
     await until(dropped)
 
 
+async def test_what_was_revoked_while_redis_did_not_answer_is_heard_of_afterwards(tmp_path: Path) -> None:
+    """A look that fails is made up for by the next; a subscription would have missed it."""
+    with running_redis(tmp_path) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_revocation, "HEARD_EVERY", 0.1)
+        patch.setattr("idp_middleware._shared_guard.REST", 0.1)
+        fleet = Fleet(server.url)
+        one, other = fleet.process(), fleet.process()
+        kept = await fleet.token(other)
+        hear = _revocation.News._hear
+
+        async def deaf(news: _revocation.News) -> None:
+            return None
+
+        patch.setattr(_revocation.News, "_hear", deaf)
+        await one.revoke(caller(), fleet.route)
+        server.hang()
+        patch.setattr(_revocation.News, "_hear", hear)
+        await asyncio.sleep(1.5)
+        assert await fleet.token(other) == kept
+        server.wake()
+
+        async def another() -> bool:
+            return await fleet.token(other) != kept
+
+        await until(another)
+        for engine in fleet.engines:
+            await engine.aclose()
+
+
 async def test_the_apps_own_token_is_no_users_to_revoke(fleet: Fleet) -> None:
     """In a shared cache either."""
     fleet.source.cache_key = lambda caller, route: ()  # type: ignore[attr-defined]
