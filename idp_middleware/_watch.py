@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextvars import ContextVar, Token
 from time import perf_counter
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -75,6 +75,9 @@ class Watch:
                 self._observers.complain(observer, exc)
         self._observers(record)
         _watching.reset(self._reset)
+        # Tasks that this request has begun and that live on have us in their context: for them, no caller's credential.
+        self._scope, self._traces, self.caller = {}, [], None
+        self._receive = self._send = _over
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -132,6 +135,10 @@ class Watch:
             upgraded=self.status == 101,
             ended="aborted" if broke else "whole" if self._whole else "left",
         )
+
+
+async def _over(*_: object) -> Any:
+    raise RuntimeError("the request is over")
 
 
 _watching: Final[ContextVar[Watch | None]] = ContextVar("idp_middleware", default=None)

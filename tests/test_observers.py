@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import threading
 import time
 from contextlib import nullcontext
+from contextvars import copy_context
 from datetime import datetime
 
 import pytest
@@ -194,6 +196,25 @@ def test_a_source_that_is_left_alone_is_told_and_not_counted_as_asked():
     assert kept.events == [("failed", "token-source-unavailable")] * len(asked)
     assert [record for record in kept if isinstance(record, CircuitRecord)] == [CircuitRecord("source", open=True)]
     assert {record.token for record in kept.requests} == {"none"}
+
+
+def test_what_lives_on_holds_nothing_of_the_request_that_began_it():
+    """A pool's task would otherwise have a caller's credential in its context for hours."""
+    kept, contexts = Kept(), []
+
+    async def source(caller, route):
+        contexts.append(copy_context())
+        return await a_token(caller, route)
+
+    with running(routes=from_function(source), observers=[kept]) as stack, stack.client() as client:
+        client.get("/idp/github/user")
+        kept.request()
+    (watch,) = (value for value in contexts[0].values() if type(value).__name__ == "Watch")
+
+    def private(each):
+        return isinstance(each, Caller) or hasattr(each, "__self__") or (isinstance(each, dict) and "headers" in each)
+
+    eventually(lambda: not any(map(private, gc.get_referents(watch))))
 
 
 def test_a_renewal_ahead_of_expiry_is_told_but_not_as_the_requests_own():
