@@ -7,7 +7,6 @@ Knows signatures, annotations and docstrings, and reads them with the eyes of th
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import os
 import re
@@ -15,25 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from docs.docstrings import Described, linked
+from docs.names import names
 from idp_middleware import ProxyRoute, Rule, Timeout, TokenCache, config, errors, providers, sources
 from idp_middleware._cli import _parser
 from idp_middleware._config_file import SECRETS
 from idp_middleware._config_types import in_words, vocabulary
-
-MODULES = (
-    "",
-    "sources",
-    "providers",
-    "stores",
-    "fastapi",
-    "observers",
-    "prometheus",
-    "opentelemetry",
-    "uvicorn",
-    "errors",
-    "testing",
-)
-"""Where public names are: the package and what users import of it."""
 
 _SHARED = {
     "client_secret": "the app's password there",
@@ -49,24 +35,6 @@ _SHARED = {
     "url": "`redis://[[user]:password@]host[:port][/db]`, or `rediss://` for TLS",
 }
 """What keys mean whose meaning is told in prose in the code, or where several share it."""
-
-
-class Described:
-    """A docstring in its parts."""
-
-    def __init__(self, thing: object) -> None:
-        text = inspect.getdoc(thing) or ""
-        self.prose, _, rest = re.sub(r"\n\s*Raises:\n.*?(?=\n\S|\Z)", "", text, flags=re.S).partition("\nArgs:\n")
-        self.prose = self.prose.strip()
-        self.arguments = {
-            name: " ".join(meaning.split())
-            for name, meaning in re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w+: |\Z)", rest, re.M | re.S)
-        }
-
-    @property
-    def first(self) -> str:
-        """The first paragraph."""
-        return " ".join(self.prose.partition("\n\n")[0].split())
 
 
 def keys(factory: Callable[..., Any], *, without: Iterable[str] = ()) -> str:
@@ -183,13 +151,8 @@ def _presets() -> str:
             for key, (kind, required) in own.items()
         ]
         table = ["| key | value | default | meaning |", "|---|---|---|---|", *rows] if rows else []
-        parts += [f"## {name} {{ #{name} }}", _linked(said), "\n".join(table)]
+        parts += [f"## {name} {{ #{name} }}", linked(said), "\n".join(table)]
     return "\n\n".join(["\n".join(overview), *filter(None, parts)])
-
-
-def _linked(text: str) -> str:
-    """With plain URLs as links, short ones."""
-    return re.sub(r"(?<![<(`])https://[^\s,`)]+[^\s,.;`)]", lambda url: f"<{url[0]}>", text)
 
 
 def _problems() -> str:
@@ -208,91 +171,6 @@ def problems() -> list[type[errors.IdPError]]:
         if isinstance(error, type) and issubclass(error, errors.IdPError) and error.name != errors.IdPError.name:
             found.setdefault(error.name, error)
     return sorted(found.values(), key=lambda error: (error.status, error.name))
-
-
-def _public_names() -> str:
-    parts = []
-    for module in MODULES:
-        name = f"idp_middleware.{module}" if module else "idp_middleware"
-        imported = importlib.import_module(name)
-        parts += [f"## {name}"]
-        for public in public_names(imported):
-            thing = getattr(imported, public)
-            if not inspect.ismodule(thing):
-                parts.append(_entry(public, thing))
-    return "\n\n".join(parts)
-
-
-def public_names(module: Any) -> list[str]:
-    """What a module offers: its `__all__`, or what it defines itself."""
-    listed: list[str] | None = getattr(module, "__all__", None)
-    if listed is not None:
-        return sorted(listed)
-    return sorted(
-        name
-        for name, thing in vars(module).items()
-        if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__
-    )
-
-
-def _entry(name: str, thing: Any) -> str:
-    if not callable(thing):
-        return f"### `{name}`\n\nA constant: {_short(thing)}."
-    described = Described(thing)
-    parts = [f"### `{name}`"]
-    if not (isinstance(thing, type) and (issubclass(thing, errors.IdPError) or getattr(thing, "_is_protocol", False))):
-        parts.append(f"```text\n{_signature(name, thing)}\n```")
-    parts.append(_linked(described.prose))
-    if described.arguments:
-        parts.append("Arguments:")
-        parts.append("\n".join(f"- `{key}`: {meaning}" for key, meaning in described.arguments.items()))
-    if isinstance(thing, type):
-        methods = [
-            f"- `{_signature(key, method, bound=True)}`: {Described(method).first}"
-            for key, method in vars(thing).items()
-            if not key.startswith("_")
-            and inspect.isfunction(inspect.unwrap(_function(method)))
-            and inspect.getdoc(_function(method))
-        ]
-        if methods:
-            parts += ["Methods:", "\n".join(methods)]
-    return "\n\n".join(filter(None, parts))
-
-
-def _function(method: Any) -> Any:
-    return method.__func__ if isinstance(method, classmethod | staticmethod) else method
-
-
-def _signature(name: str, thing: Any, *, bound: bool = False) -> str:
-    function = _function(thing)
-    try:
-        signature = inspect.signature(function)
-    except (ValueError, TypeError):
-        return name
-    parameters = list(signature.parameters.values())
-    if bound and parameters and parameters[0].name in ("self", "cls"):
-        parameters = parameters[1:]
-    shown: list[str] = []
-    starred = False
-    for each in parameters:
-        if each.kind is each.KEYWORD_ONLY and not starred:
-            shown.append("*")
-        starred = starred or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
-        mark = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
-        default = "" if each.default is each.empty else f"={_short(each.default)}"
-        shown.append(f"{mark}{each.name}{default}")
-    text = f"{name}({', '.join(shown)})"
-    prefix = "async " if inspect.iscoroutinefunction(function) else ""
-    if len(text) <= 100 or bound:
-        return prefix + text
-    return prefix + f"{name}(\n    " + ",\n    ".join(shown) + ",\n)"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    if "factory" in text or " at 0x" in text or len(text) > 60:
-        return "…"
-    return text
 
 
 def helps() -> dict[str, str]:
@@ -321,7 +199,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "authenticators": lambda: _types(config.AUTHENTICATORS),
     "cache": lambda: keys(TokenCache.from_url),
     "commands": _commands,
-    "names": _public_names,
+    "names": names,
     "presets": _presets,
     "problems": _problems,
     "routes": lambda: keys(ProxyRoute, without={"name"}),

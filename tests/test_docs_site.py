@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from docs import reference
+from docs import names, reference
 from docs.assemble import assemble, build
 from idp_middleware import config, load_config, providers
 from idp_middleware._config_types import vocabulary
@@ -71,9 +71,9 @@ def test_the_reference_has_every_name(site: Path) -> None:
         assert f'type = "{kind}"' in read["configuration.html"].replace("&quot;", '"')
     for preset in providers.PRESETS:
         assert f'id="{preset}"' in read["providers.html"]
-    for name in reference.MODULES:
+    for name in names.MODULES:
         module = importlib.import_module(f"idp_middleware.{name}".rstrip("."))
-        for public in reference.public_names(module):
+        for public in names.public_names(module):
             assert public in read["api.html"], f"{module.__name__}.{public}"
     for command in reference.helps():
         assert f"idp-middleware {command}".strip() in read["commands.html"]
@@ -82,7 +82,7 @@ def test_the_reference_has_every_name(site: Path) -> None:
 def test_the_reference_has_every_public_module() -> None:
     """All that have no underscore, but for those that nobody imports: a file's reader, and what servers are told of."""
     public = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    known = {*reference.MODULES, "asgi", "config"}
+    known = {*names.MODULES, "asgi", "config"}
     assert {name for name in public if not name.startswith("_")} <= known
 
 
