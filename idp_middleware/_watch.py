@@ -81,7 +81,7 @@ class Watch:
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self.bytes_in += len(message.get("body") or message.get("bytes") or message.get("text") or b"")
+        self.bytes_in += len(message.get("body") or b"") or _size(message)
         return message
 
     async def send(self, message: Message) -> None:
@@ -93,7 +93,7 @@ class Watch:
             self.bytes_out += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
         elif kind == "websocket.send":
-            self.bytes_out += len(message.get("bytes") or message.get("text") or b"")
+            self.bytes_out += _size(message)
         elif kind == "websocket.accept":
             self.status = 101
             # It ends when either side says so.
@@ -135,6 +135,12 @@ class Watch:
             upgraded=self.status == 101,
             ended="aborted" if broke else "whole" if self._whole else "left",
         )
+
+
+def _size(message: Message) -> int:
+    """Bytes of a WebSocket's message."""
+    text: str | None = message.get("text")
+    return len(message.get("bytes") or b"") if text is None else len(text.encode())
 
 
 async def _over(*_: object) -> Any:

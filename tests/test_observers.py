@@ -316,8 +316,8 @@ def test_a_websocket_is_told_of_when_it_ends():
         threading.Thread(target=upstream.serve_forever, daemon=True).start()
         url = f"ws://127.0.0.1:{stack.gateway.port}/idp/github/live"
         with connect(url, additional_headers=stack.bearer(), proxy=None) as websocket:
-            websocket.send("abc")
-            assert websocket.recv() == "abcabc"
+            websocket.send("äb")
+            assert websocket.recv() == "äbäb"
             websocket.send(b"de")
             assert websocket.recv() == b"dede"
             assert kept.requests == []
@@ -329,6 +329,25 @@ def test_a_websocket_is_told_of_when_it_ends():
     assert (record.bytes_in, record.bytes_out, record.token) == (5, 10, "source")
     assert min(record.authenticate, record.token_wait, record.upstream) > 0
     assert (refused.status, refused.problem, refused.ended) == (401, "caller-unauthenticated", "whole")
+
+
+async def test_a_websocket_that_a_server_can_only_close_counts_as_what_the_server_makes_of_it():
+    """403, for a close before the handshake is done (https://asgi.readthedocs.io/en/latest/specs/www.html#close)."""
+    kept, sent = Kept(), []
+    routes = from_function(a_token)("https://api.example.com", None)
+    middleware = IdPMiddleware(authenticator=a_token, routes=routes, observers=[kept])
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message["type"])
+
+    path = "/idp/github/live"
+    scope = {"type": "websocket", "path": path, "raw_path": path.encode(), "headers": [], "query_string": b""}
+    await middleware(scope, receive, send)
+    assert sent == ["websocket.close"]
+    assert (kept.request().status, kept.request().problem) == (403, "caller-forbidden")
 
 
 def test_what_the_app_asks_for_itself_is_no_request_but_its_tokens_are_told():
