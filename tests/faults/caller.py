@@ -52,7 +52,7 @@ class _Recorded:
         return data
 
 
-async def ask(port: int, token: str, method: str, target: str, body: bytes = b"") -> Heard:
+async def ask(port: int, token: str, method: str, target: str, body: bytes = b"", *, longest: float = LONGEST) -> Heard:
     """Send a request on a connection of its own. Raises `TimeoutError` where it is stuck."""
     started = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -63,7 +63,7 @@ async def ask(port: int, token: str, method: str, target: str, body: bytes = b""
     recorded = _Recorded(reader)
     status, headers, whole, content = 0, dict[str, str](), False, bytearray()
     try:
-        async with asyncio.timeout(LONGEST):
+        async with asyncio.timeout(longest):
             with suppress(asyncio.IncompleteReadError, ConnectionError):
                 status, headers = await _head(recorded)
                 await _body(recorded, headers, content)
