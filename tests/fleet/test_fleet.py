@@ -37,6 +37,7 @@ async def test_a_fleet_asks_once_and_survives(tmp_path: Path) -> None:
         await world.ready()
         await cold_start(world)
         await killed_under_load(world)
+        await started_anew(world)
         at_rest(world)
         await rotated_keys(world)
 
@@ -100,6 +101,20 @@ async def killed_under_load(world: World) -> None:
     assert len(outcomes) > 10 * len(kills)
 
 
+async def started_anew(world: World) -> None:
+    """A worker with nothing in process takes what is shared, and shares what it asks for."""
+    for worker in world.workers:
+        worker.kill()
+        worker.wait()
+    world.workers[:] = []
+    world.start_worker()
+    await world.ready()
+    before = world.auth0.count(LOOK_UPS)
+    outcomes = await world.ask_all(list(world.bearers) * 2)
+    assert [outcome for outcome in outcomes if not outcome.right] == []
+    assert world.auth0.count(LOOK_UPS) - before <= USERS
+
+
 def in_flight(outcome: Outcome, kills: list[float]) -> bool:
     """Whether a worker died while this request was under way, and took it along."""
     return any(outcome.started < at + SEEN_LATE and at - SEEN_LATE < outcome.ended < at + SEEN_LATE for at in kills)
@@ -112,7 +127,7 @@ def at_rest(world: World) -> None:
         names = client.keys("*")
         # Claims of workers that were killed may run out at any moment.
         values = [value for name in names if client.type(name) == b"string" and (value := client.get(name))]
-        assert len(names) > 2
+        assert len(names) > USERS
         assert -1 not in {client.pttl(name) for name in names}, "something would stay for ever"
     dump = (world.redis.folder / "dump.rdb").read_bytes()
     for user, bearer in world.bearers.items():
