@@ -82,6 +82,9 @@ class StoreGuard:
             self._rests[0] = 0.0
             if writes:
                 self._rests[1] = 0.0
+            if command.__name__ == "put":
+                # Here, since None is also what comes of one that failed.
+                self.counts["writes" if answer is None else "overtaken"] += 1
             return answer
         return None
 

@@ -99,6 +99,7 @@ async def test_a_redis_that_is_full_is_still_read(server: RedisServer, redis: An
             assert await one.serves("bob", "carol") == 2
             assert one.cache.statistics["refusals"] == 1
             assert one.cache.statistics["failures"] == 0
+            assert one.cache.statistics["writes"] == 1, "what was refused is counted as written"
             assert await other.serves("alice") == 0
         finally:
             await redis.config_set("maxmemory", 0)
