@@ -7,9 +7,9 @@ of requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from idp_middleware._loops import running_loop
 from idp_middleware._routes import ProxyRoute
@@ -57,12 +57,13 @@ class News:
         forget: is called with whom each is about; with None where that can't be told, so that it may be anybody.
     """
 
-    def __init__(self, cache: TokenCache, forget: Callable[[Owner | None], Awaitable[None]]) -> None:
+    def __init__(self, cache: TokenCache, forget: Callable[[Owner | None], Coroutine[Any, Any, None]]) -> None:
         self._cache = cache
         self._forget = forget
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.Task[None] | None = None
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._heard_at = 0.0
         self._known: set[tuple[str, str]] = set()
 
@@ -70,8 +71,10 @@ class News:
         """Look from now on. A timer and not a task, so that a loop that ends leaves nothing behind."""
         loop = running_loop()
         if self._loop is not loop and self._cache.revocations.announcing is not None:
+            if self._loop is None:
+                # What another loop has kept may be about something older.
+                self._heard_at = monotonic()
             self._loop = loop
-            self._heard_at = monotonic()
             self._arm()
 
     def _arm(self) -> None:
@@ -95,7 +98,10 @@ class News:
         if silence > HEARD_OF or len(told) >= self._cache.revocations.at_most:
             whom.add(None)
         for owner in whom if None not in whom else {None}:
-            await self._forget(owner)
+            # On its own: it waits for what is being asked for, and the next news must not.
+            task = asyncio.create_task(self._forget(owner))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
 
     async def aclose(self) -> None:
         """Look no more."""
@@ -103,5 +109,7 @@ class News:
         if self._timer is not None:
             self._timer.cancel()
         if self._look is not None and loop is running_loop():
-            self._look.cancel()
-            await asyncio.wait([self._look])
+            tasks = {self._look, *self._forgetting}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)

@@ -381,12 +381,17 @@ class TokenKeeper:
         def begins(key: Hashable) -> bool:
             return isinstance(key, tuple) and key[: len(start)] == start
 
+        def drop() -> None:
+            for key in filter(begins, (*self._held, *self._not_linked)):
+                self._held.pop(key, None)
+                self._not_linked.pop(key, None)
+
+        # At once, since a renewal ahead of time may hang for long while the old token serves.
+        drop()
         flights = [flight for key in self._flights if begins(key) and (flight := self._under_way(key)) is not None]
         if flights:
             await asyncio.wait(flights)
-        for key in filter(begins, (*self._held, *self._not_linked)):
-            self._held.pop(key, None)
-            self._not_linked.pop(key, None)
+            drop()
 
     async def aclose(self) -> None:
         """Cancel all flights and drop all tokens; whoever waits is told that the source is unavailable."""

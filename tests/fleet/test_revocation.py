@@ -32,9 +32,13 @@ class Source:
 
     def __init__(self):
         self.asked = 0
+        self.answering = asyncio.Event()
+        self.answering.set()
 
     async def token(self, caller, route, *, refused=None):
         self.asked += 1
+        if refused is not None:
+            await self.answering.wait()
         return Token(f"token-{self.asked}", time.time() + 3600)
 
 
@@ -96,6 +100,39 @@ async def test_other_processes_stop_within_the_time_that_is_promised(fleet: Flee
     assert {await fleet.token(one), await fleet.token(other)} == {"token-3"}
     assert {await fleet.token(one, "bob"), await fleet.token(other, "bob")} == {"token-2"}
     assert fleet.source.asked == 3
+
+
+async def test_a_source_that_hangs_holds_up_no_revocation(fleet: Fleet) -> None:
+    """Neither of the token that it is to replace, which would go on serving, nor of another user's after that."""
+    one, other = fleet.process(), fleet.process()
+    await fleet.token(one, "bob")
+    held, bobs = await other.token(caller(), fleet.route), await fleet.token(other, "bob")
+    fleet.source.answering.clear()
+    renewal = asyncio.create_task(other.renew(caller(), fleet.route, held))
+
+    async def asked() -> bool:
+        return fleet.source.asked == 3
+
+    await until(asked)
+    assert await fleet.token(other) == held.value
+    await one.revoke(caller(), fleet.route)
+
+    async def no_longer_serves() -> bool:
+        try:
+            async with asyncio.timeout(0.2):
+                return await fleet.token(other) != held.value
+        except TimeoutError:
+            return True
+
+    await until(no_longer_serves)
+    await one.revoke(caller("bob"), fleet.route)
+
+    async def bob_has_another() -> bool:
+        return await fleet.token(other, "bob") != bobs
+
+    await until(bob_has_another)
+    fleet.source.answering.set()
+    await renewal
 
 
 async def test_what_is_in_the_cache_under_another_account_or_scopes_counts_no_more(fleet: Fleet) -> None:
