@@ -136,6 +136,7 @@ class IdPMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            self._own.closing = False
             await lifespan(self.app, scope, receive, send, close=self.aclose)
             return
         rest = self._routes.under_prefix(scope)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from starlette.testclient import TestClient
 
+from idp_middleware import IdPMiddleware
 from tests.stack import PARSERS, running
+
+
+async def nobody(conn):
+    raise AssertionError("not asked")
 
 
 @pytest.fixture(params=PARSERS)
@@ -45,3 +51,11 @@ def test_it_is_alive_but_not_ready_once_it_closes(stack):
         ready = client.get("/idp/ready")
         assert (ready.status_code, ready.text) == (503, "closing")
         assert client.get("/idp/health").status_code == 200
+
+
+def test_it_is_ready_again_once_the_app_starts_again():
+    """An app under test is started for each of them."""
+    idp = IdPMiddleware(routes={}, authenticator=nobody)
+    for _ in range(2):
+        with TestClient(idp) as client:
+            assert client.get("/idp/ready").text == "ok"
