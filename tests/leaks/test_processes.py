@@ -20,17 +20,18 @@ import pytest
 from idp_middleware import _demo
 from idp_middleware._cli import main
 from idp_middleware._demo.app import CLIENT_SECRET
+from idp_middleware._demo.stand_ins import PROVIDER_TOKENS
 from idp_middleware.config import load_config
 from idp_middleware.errors import ConfigurationError
 from idp_middleware.stores import SQLiteTokenStore
 from idp_middleware.testing import serve
+from tests.fleet.redis_server import running_redis
 from tests.leaks.authority import USERS, Authority, repeating, repeating_as_code, seeded
 from tests.leaks.scenarios.parts import always, hang_up_after
 from tests.leaks.set_ups import SET_UPS, connect
 from tests.leaks.sinks import FILES, Sinks, Tap, files_under, report
 from tests.leaks.world import World
 from tests.stack import eventually, free_port, raw_upstream
-from tests.test_cache import running_redis
 
 FILE = """
 access_log = true
@@ -191,7 +192,8 @@ def test_the_demo_shows_no_token(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "came back" in said
     canaries = seeded()
-    canaries.add("token", _demo._PROVIDER_TOKEN)
+    for number, token in enumerate(PROVIDER_TOKENS):
+        canaries.add(f"token {number}", token)
     canaries.add("secret", CLIENT_SECRET, telling=CLIENT_SECRET.removesuffix("-sample-app"))
     assert canaries.find(said) == set()
     assert not re.search(r"eyJ[\w-]{20,}\.[\w-]{20,}", said), "no JWT"
@@ -254,8 +256,8 @@ def test_a_killed_worker_leaves_no_secret_behind(outside: World, tmp_path: Path)
     redis.mkdir()
     # Uncompressed, so that there is something to be read.
     options = ("--requirepass", outside.canaries["password of the cache"], "--appendonly", "yes")
-    with running_redis(redis, *options, "--rdbcompression", "no", "--save", "1 1") as port:
-        written(outside, redis=port)
+    with running_redis(redis, *options, "--rdbcompression", "no", "--save", "1 1") as server:
+        written(outside, redis=server.port)
         with gateway(outside, "--workers", "2") as process:
             assert outside.ask().status == 200
             # One refresh is under way, and one answer; the store has claims and new tokens.

@@ -67,7 +67,8 @@ LEFT: Mapping[str, Planted] = {
         frozenset({(CALLER, "the upstream"), (WHOSE, "the upstream")}), run=token_in_a_field_of_its_own
     ),
     "a cache in memory without keys is in the clear, for whoever uses aiocache in this process": Planted(
-        frozenset({(TOKEN, FILES), ("alice's token secret", FILES)}), {"change": in_the_clear}
+        frozenset((name, FILES) for name in (TOKEN, "alice's token secret", "management token")),
+        {"change": in_the_clear},
     ),
 }
 
