@@ -92,4 +92,4 @@ soak: $(VENV)/.dev
 clean:
 	rm -rf tests/fuzz/.findings
 	rm -rf benchmarks/.setup benchmarks/.runs benchmarks/node/node_modules tests/independent/node_modules examples/spa/node_modules
-	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist build
+	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -7,4 +7,7 @@ from docs.assemble import ROOT, assemble, build
 
 directory = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build"
 assemble(directory)
-sys.exit(build(directory))
+status = build(directory)
+if not status:
+    print(f"Open {directory / 'site' / 'index.html'}")
+sys.exit(status)
