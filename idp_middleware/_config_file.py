@@ -42,6 +42,7 @@ class ConfigFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        self._data: dict[str, Any] = {}
         self._variables: dict[str, str] = {}
 
     def top(self) -> Table:
@@ -51,7 +52,8 @@ class ConfigFile:
             with open(self.path, "rb") as file:
                 # Editors on Windows still put a byte order mark in front.
                 text = file.read().decode("utf-8-sig")
-            return Table(self, (), tomllib.loads(text))
+            self._data = tomllib.loads(text)
+            return Table(self, (), self._data)
         except FileNotFoundError:
             message = "there is no such file; idp-middleware init writes one"
         except OSError as exc:
@@ -69,7 +71,8 @@ class ConfigFile:
         found = re.match(r"line (\d+)", place)
         number = int(found[1]) if found else len(lines)
         if not complaint.startswith(("Cannot overwrite", "Cannot declare", "Duplicate inline")):
-            return ConfigurationError(f"line {number}: {complaint[:1].lower()}{complaint[1:]}", file=self.path)
+            quotes = "; text needs quotes around it" if complaint == "Invalid value" else ""
+            return ConfigurationError(f"line {number}: {complaint[:1].lower()}{complaint[1:]}{quotes}", file=self.path)
         headers = [header[1].strip() for line in lines[:number] if (header := _HEADER.fullmatch(line))]
         key = _KEY.match(lines[number - 1])
         return ConfigurationError(
@@ -98,7 +101,10 @@ class ConfigFile:
         value = os.environ.get(name[1])
         if not value:
             state = "not set" if value is None else "empty"
-            raise ConfigurationError(f"the environment variable {name[1]} is {state}; set it where this runs")
+            others = dict.fromkeys(each for each in _variables(self._data) if not os.environ.get(each))
+            others.pop(name[1], None)
+            more = f", and also {', '.join(others)}" if others else ""
+            raise ConfigurationError(f"the environment variable {name[1]} is {state}; set it where this runs{more}")
         self._variables[name[1]] = value
         return value
 
@@ -237,6 +243,17 @@ class Table:
         factory = factories[self.choose("type", factories, "type")]
         taken = parameters(factory)
         return self.build(factory, **{name: value for name, value in given.items() if name in taken})
+
+
+def _variables(value: Any) -> Iterator[str]:
+    """The names of the variables in all strings of a value of the file, in their order."""
+    if isinstance(value, str):
+        yield from (
+            name[1] for match in _VARIABLE.finditer(value) if (name := _VARIABLE_NAME.fullmatch(match[1] or ""))
+        )
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _variables(item)
 
 
 def _variable_for(name: str) -> str:

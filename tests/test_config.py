@@ -196,6 +196,17 @@ def test_a_doubled_dollar_is_a_plain_one() -> None:
     assert route('headers = { X-Template = "$${UNSET} $5" }').fixed_headers == ((b"x-template", b"${UNSET} $5"),)
 
 
+def test_all_variables_that_are_missing_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sets one after the other runs it as often as there are variables."""
+    monkeypatch.delenv("AUTH0_CLIENT_ID", raising=False)
+    monkeypatch.delenv("AUTH0_CLIENT_SECRET", raising=False)
+    text = FILE + 'headers = { X = ["${UNSET}", "$${TEXT}", "${AUTH0_CLIENT_ID}"] }'
+    with pytest.raises(ConfigurationError) as caught:
+        load(text)
+    assert "variable AUTH0_CLIENT_ID is not set" in str(caught.value)
+    assert str(caught.value).endswith("set it where this runs, and also AUTH0_CLIENT_SECRET, UNSET")
+
+
 def test_a_byte_order_mark_is_no_mistake() -> None:
     """Editors on Windows write one."""
     assert load(b"\xef\xbb\xbf" + FILE.encode().replace(b"\n", b"\r\n"))["prefix"] == "/idp"
@@ -511,7 +522,7 @@ def test_http_is_for_loopback_or_with_permission() -> None:
             "idp.toml: [cache]: url: is missing",
             id="keys without a cache",
         ),
-        pytest.param(FILE + "x = \n", "idp.toml: line 17: invalid value", id="not TOML"),
+        pytest.param(FILE + "x = \n", "idp.toml: line 17: invalid value; text needs quotes around it", id="not TOML"),
         pytest.param(FILE + 'x = """\n', "idp.toml: line 18: unterminated string", id="not TOML up to its end"),
         pytest.param(FILE + ROUTE, "idp.toml: [routes.github]: line 18 has it for the second time", id="a route twice"),
         pytest.param(
