@@ -31,7 +31,11 @@ class _Failure(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if "run" not in arguments:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -53,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="idp-middleware", description="Call providers' APIs as the user, without handing out the provider token."
     )
     parser.add_argument("--version", action="version", version=f"idp-middleware {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     init = commands.add_parser("init", help="write a commented configuration file")
     init.add_argument("--source", help="where the tokens come from, such as auth0-management")

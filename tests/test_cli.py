@@ -199,7 +199,6 @@ def test_a_missing_extra_is_named(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "the following arguments are required: COMMAND"),
         (["serve"], "the following arguments are required: config"),
         (["serve", "idp.toml", "--port", "65536"], "'65536' is not a port (0 to 65535)"),
         (["serve", "idp.toml", "--port", "http"], "'http' is not a port (0 to 65535)"),
@@ -213,6 +212,12 @@ def test_wrong_arguments_are_status_2(arguments: list[str], complaint: str, caps
         main(arguments)
     assert caught.value.code == 2
     assert capsys.readouterr().err.rstrip().endswith(complaint)
+
+
+def test_who_names_no_command_is_shown_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is what a newcomer types first."""
+    assert main([]) == 2
+    assert "write a commented configuration file" in capsys.readouterr().err
 
 
 def test_the_module_is_the_command() -> None:
