@@ -26,7 +26,15 @@ from idp_middleware._tokens import TokenEngine
 from idp_middleware._types import Caller, Token
 from idp_middleware._upstream import UpstreamResponse
 from idp_middleware.config import Config
-from idp_middleware.errors import CheckFailed, ConfigurationError, IdPError, TokenSourceFailed, UpstreamAborted
+from idp_middleware.errors import (
+    CheckFailed,
+    ConfigurationError,
+    IdentityNotLinked,
+    IdPError,
+    TokenSourceFailed,
+    TokenSourceUnavailable,
+    UpstreamAborted,
+)
 
 MAX_SHOWN: Final = 64 * 1024
 """Bytes of the upstream's body."""
@@ -66,6 +74,10 @@ async def call(config: Config, wanted: Call, tell: Tell) -> bytes | None:
         return await _steps(config, wanted, route, tokens, upstream, tell)
     except (IdPError, CheckFailed) as exc:
         wrong, todo = advice(exc)
+        if isinstance(exc, TokenSourceUnavailable):
+            todo = "idp-middleware check tells which server that is, and why; if it finds nothing, try again later"
+        if type(exc) is IdentityNotLinked and wanted.subject is not None:
+            todo += "; if they have, check the subject after --as"
         if isinstance(exc, TokenSourceFailed) and "comes with no credential" in str(exc):
             todo = "this source hands over the caller's own token: give one with --token-file instead of --as"
         tell("FAIL", wrong)

@@ -133,6 +133,7 @@ def test_a_source_that_needs_the_callers_token_says_so(world: World) -> None:
         (["/user", "--as", "auth0|alice", "--method", "POST"], "method-not-allowed", "to the route's methods"),
         (["/echo/../user", "--as", "auth0|alice"], "bad-request: dot segment", "check the path"),
         (["/user", "--as", "auth0|alice", "--account", "7"], "identity-not-linked: no such identity", "github first"),
+        (["/user", "--as", "alice"], "identity-not-linked: Auth0 does not know", "check the subject after --as"),
         (["/die", "--as", "auth0|alice"], "the answer broke off", "try again"),
     ],
 )
@@ -142,6 +143,14 @@ def test_where_a_step_fails_it_says_what_to_do(arguments: list[str], wrong: str,
     assert out == ""
     assert wrong in steps["FAIL"]
     assert todo in steps["to do"]
+
+
+def test_a_source_that_is_not_there_is_for_check_to_find(world: World) -> None:
+    """The token engine tells nobody an address; `check` knows every one of the file."""
+    file = Path("idp.toml")
+    file.write_text(re.sub('base_url = ".*"', 'base_url = "http://127.0.0.1:9"', file.read_text()))
+    _, steps = world.call("github", "/user", "--as", "auth0|alice", status=1)
+    assert steps["to do"].startswith("idp-middleware check tells which server")
 
 
 def test_several_accounts_are_named(world: World) -> None:
