@@ -76,7 +76,7 @@ class JWTAuthenticator:
 
     Args:
         issuer: the exact `iss` (RFC 8725 section 3.8), with its trailing slash if it has one (Auth0's do).
-        audience: one or several names of this API; the token must be for one of them (section 3.9).
+        audience: one or several names of this API; the token must be for one of them (RFC 8725 section 3.9).
         jwks_url: where the issuer's keys are; else found by OpenID discovery, and then `issuer` must be a URL.
         algorithms: signature algorithms to accept: RS, PS and ES 256, 384, 512, and EdDSA.
         leeway: tolerance for clocks that differ, in seconds, at most 300.
