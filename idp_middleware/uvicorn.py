@@ -18,8 +18,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 __all__ = ["OneWrite"]
 
-COPIED: Final = 16 * 1024
-"""Bytes up to which a piece of a body is joined to its head; longer ones are handed over beside it, uncopied."""
+COPIED: Final = 64 * 1024
+"""Bytes up to which a piece of a body is joined to its head; longer ones are written after it, uncopied.
+
+Not with `writelines`: asyncio's does not stop a fast sender before Python 3.12.9 and 3.13.2 (CVE-2024-12254), and fails
+on a connection that is lost before 3.13.10 and 3.14.1 (https://github.com/python/cpython/issues/136234).
+"""
 
 
 class OneWrite(HttpToolsProtocol):
@@ -52,7 +56,8 @@ class _Joining:
             if len(data) <= COPIED:
                 self._transport.write(head + data)
             else:
-                self._transport.writelines((head, data))
+                self._transport.write(head)
+                self._transport.write(data)
         elif data[:5] == b"HTTP/":
             # At most one is held, so nothing waits that flow control does not see.
             self._head = data

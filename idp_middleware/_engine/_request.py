@@ -68,7 +68,9 @@ async def send_all(
     left = body.length
     while chunk := await body.read():
         if left is None:
-            transport.writelines((b"%x\r\n" % len(chunk), chunk, b"\r\n"))
+            # No `writelines`: asyncio's never says that it has enough before Python 3.12.9 and 3.13.2 (CVE-2024-12254),
+            # and fails in its own way on a connection that is lost before 3.13.10 and 3.14.1 (cpython issue 136234).
+            transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         else:
             left -= len(chunk)
             # The last piece waits for the end of the body, which might be too long.

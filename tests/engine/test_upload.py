@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from idp_middleware._engine._request import send_all
 from idp_middleware._routes import Origin
 from idp_middleware.errors import BadRequest, ClientDisconnected, UpstreamAborted, UpstreamTimeout, UpstreamUnreachable
 
@@ -42,7 +43,26 @@ async def test_large_bodies_arrive_whole_and_the_connection_stays(engine, serve,
     assert upstream.connections == 1
 
 
-async def test_slow_upstream_makes_the_client_wait(engine, serve):
+async def test_a_chunk_is_written_as_one():
+    """Never with `writelines`, with which many a Python 3.12 and 3.13 buffers without end (CVE-2024-12254)."""
+    written = []
+
+    class Recording(asyncio.WriteTransport):
+        def write(self, data):
+            written.append(data)
+
+        def writelines(self, pieces):
+            raise AssertionError("the sender may never be stopped")
+
+    async def drained():
+        pass
+
+    await send_all(Chunks(b"one", b"three"), Recording(), drained)
+    assert written == [b"3\r\none\r\n", b"5\r\nthree\r\n", b"0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("length", [1000 * len(PIECE), None])
+async def test_slow_upstream_makes_the_client_wait(engine, serve, length):
     """The body is read no faster than it leaves."""
     go = asyncio.Event()
 
@@ -54,7 +74,7 @@ async def test_slow_upstream_makes_the_client_wait(engine, serve):
         await peer.rest()
 
     upstream = await serve(handler)
-    body = Chunks(*[PIECE] * 1000, length=1000 * len(PIECE))
+    body = Chunks(*[PIECE] * 1000, length=length)
     sending = asyncio.create_task(fetch(engine, upstream, method=b"POST", body=body))
     await asyncio.sleep(0.2)
     assert body.reads < 300  # Of which the kernel holds the most.
