@@ -63,7 +63,9 @@ def test_a_route_is_described_as_far_as_it_says_what_it_allows() -> None:
         "POST /idp/github/x-{segment1}",
     ]
     assert app.openapi() is document
+    # Where the upstream is: the document is for everybody, and the upstream may be an internal one.
     assert "secret" not in str(document)
+    assert "api.example" not in str(document)
 
 
 @pytest.mark.parametrize("paths", [None, ["/**"], ["/a/**/b/**", "/a/**/b/**"]])
