@@ -39,7 +39,7 @@ from idp_middleware.errors import (
 MAX_SHOWN: Final = 64 * 1024
 """Bytes of the upstream's body."""
 
-_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
 
 Tell = Callable[[str, str], None]
 """Shows one step: its name, and what came of it."""

@@ -222,6 +222,8 @@ def _call(arguments: argparse.Namespace) -> int:
 
     def tell(step: str, text: str) -> None:
         # Beside the answer, not in it.
+        # What steers a terminal (an API's words are among it) is not shown as it is.
+        text = "".join(each if each.isprintable() else "?" for each in text)
         print(f"{step:<10}{text}", file=sys.stderr, flush=True)
 
     body = asyncio.run(_call.call(read_config(arguments.config), wanted, tell))

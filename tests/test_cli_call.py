@@ -196,7 +196,7 @@ def test_with_several_issuers_the_subjects_has_to_be_named(world: World, capsys:
 
 @pytest.mark.parametrize(
     ("terminal", "shown"),
-    [(True, b"?]0;title?text\n"), (False, b"\x1b]0;title\x07text")],
+    [(True, b"?]0;title?te?[1mxt\n"), (False, b"\x1b]0;title\x07te\xc2\x9b[1mxt")],
 )
 def test_a_terminal_is_not_steered_by_an_answer(terminal: bool, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Escape sequences of somebody's API; a program gets every byte."""
@@ -204,5 +204,21 @@ def test_a_terminal_is_not_steered_by_an_answer(terminal: bool, shown: bytes, mo
     stream = io.TextIOWrapper(raw)
     monkeypatch.setattr(stream, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stdout", stream)
-    _call.show(b"\x1b]0;title\x07text")
+    _call.show(b"\x1b]0;title\x07te\xc2\x9b[1mxt")
     assert raw.getvalue() == shown
+
+
+def test_nor_by_what_is_told_of_it(world: World) -> None:
+    """A field may hold what some terminals take for the beginning of such a sequence."""
+
+    async def api(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            headers = [(b"content-type", b"text/\x9b1mplain"), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+
+    with serve(api) as server:
+        file = Path("idp.toml")
+        file.write_text(f'{file.read_text()}\n[routes.odd]\nupstream = "{server.url}"\nsource = "same"\n')
+        _, steps = world.call("odd", "/", "--token-file", world.token_file())
+    assert "text/?1mplain" in steps["upstream"]
