@@ -16,9 +16,10 @@ from urllib.parse import quote
 from idp_middleware._inflated import INFLATED, Inflated
 from idp_middleware._public_urls import mount_of, public_origin
 from idp_middleware._replacer import BaseURL, Needles, Replacer, Texts
-from idp_middleware._routes import DEFAULT_PORTS, Origin, ProxyRoute
+from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import RawHeaders, Token
 from idp_middleware._upstream import UpstreamResponse
+from idp_middleware._urls import DEFAULT_PORTS, Origin
 from idp_middleware.errors import UpstreamUnreachable
 
 # JSON and XML in all their flavours (RFC 6839 has the suffixes), and whatever calls itself text.

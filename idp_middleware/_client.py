@@ -16,11 +16,12 @@ from idp_middleware._authorized import send_authorized
 from idp_middleware._fields import HOP_BY_HOP
 from idp_middleware._inbound import REPLAY_LIMIT
 from idp_middleware._request_headers import without
-from idp_middleware._routes import DEFAULT_PORTS, ProxyRoute
+from idp_middleware._routes import ProxyRoute
 from idp_middleware._tokens import TokenEngine
 from idp_middleware._traces import forget_details
 from idp_middleware._types import Caller, RawHeaders, Timeout
 from idp_middleware._upstream import Upstream, UpstreamResponse
+from idp_middleware._urls import DEFAULT_PORTS
 from idp_middleware.errors import BadRequest, UpstreamAborted, UpstreamUnreachable
 
 _WRITTEN_BELOW: Final = HOP_BY_HOP | {b"authorization", b"content-length", b"expect", b"host"}

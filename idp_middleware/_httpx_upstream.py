@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 
-from idp_middleware._routes import Origin
 from idp_middleware._types import RawHeaders, Timeout
 from idp_middleware._upstream import RequestBody, UpstreamResponse
+from idp_middleware._urls import Origin
 from idp_middleware.errors import (
     ClientDisconnected,
     IdPError,

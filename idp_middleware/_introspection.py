@@ -26,8 +26,8 @@ from idp_middleware._idp_http import Answer, Transport
 from idp_middleware._introspected import AnswerPolicy, check_answer, read_answer
 from idp_middleware._issuer_check import check_clock, not_an_answer
 from idp_middleware._loops import under_way
-from idp_middleware._routes import parse_base_url
 from idp_middleware._types import Caller, _HoldsSecret
+from idp_middleware._urls import parse_base_url
 from idp_middleware.errors import (
     CallerUnauthenticated,
     CheckFailed,

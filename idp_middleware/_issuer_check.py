@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from idp_middleware._advice import reaching, shown
 from idp_middleware._idp_http import Answer, IdPClient
 from idp_middleware._jwk import ALGORITHMS, read_keys
-from idp_middleware._routes import parse_base_url
+from idp_middleware._urls import parse_base_url
 from idp_middleware.errors import CheckFailed, ConfigurationError
 
 _BLUR: Final = 2.0

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from idp_middleware._idp_http import IdPClient
 from idp_middleware._jwk import Key, read_keys
 from idp_middleware._loops import under_way
-from idp_middleware._routes import parse_base_url
+from idp_middleware._urls import parse_base_url
 from idp_middleware.errors import ConfigurationError, IdPError, TokenSourceFailed, TokenSourceUnavailable
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from idp_middleware._idp_http import IdPClient
 from idp_middleware._issuer_check import check_issuer
 from idp_middleware._jwk import ALGORITHMS, Key
 from idp_middleware._jwks import KeySet
-from idp_middleware._routes import parse_base_url
 from idp_middleware._types import Caller
+from idp_middleware._urls import parse_base_url
 from idp_middleware.errors import ConfigurationError, NotMine
 
 if TYPE_CHECKING:

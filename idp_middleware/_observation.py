@@ -21,7 +21,7 @@ from idp_middleware._types import RawHeaders
 from idp_middleware.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from idp_middleware._routes import Origin
+    from idp_middleware._urls import Origin
 
 logger = logging.getLogger("idp_middleware")
 

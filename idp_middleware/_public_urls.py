@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from idp_middleware._routes import DEFAULT_PORTS, ProxyRoute
+from idp_middleware._routes import ProxyRoute
+from idp_middleware._urls import DEFAULT_PORTS
 
 _HOST = re.compile(rb"[A-Za-z0-9._-]+(:[0-9]{1,5})?\Z|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?\Z")
 

@@ -7,13 +7,12 @@ token holds, or of configuration files.
 from __future__ import annotations
 
 import inspect
-import ipaddress
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib.util import find_spec
-from typing import Any, NamedTuple, NoReturn
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 from idp_middleware._limits import Slots, slots_for
 from idp_middleware._refusal import UNAUTHORIZED, Refusal
@@ -30,6 +29,7 @@ from idp_middleware._rules import (
 )
 from idp_middleware._signing import Instance, Sign
 from idp_middleware._types import KEPT_WHOLE, Timeout, Token, TokenSource, TokenSourceLike, _HoldsSecret
+from idp_middleware._urls import Origin, parse_base_url, refuse_unsafe_path
 from idp_middleware.errors import (
     BadRequest,
     CallerForbidden,
@@ -47,21 +47,9 @@ _OURS = frozenset({"authorization", "connection", "content-length", "host", "tra
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*\Z")
-# A label is of 1 to 63 octets (RFC 1035 section 2.3.4); the resolver would fail on others in words of its own.
-_HOST = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}\.?\Z")
-DEFAULT_PORTS = {"http": 80, "https": 443}
 
 MAX_INSTANCES = 1000
 """Servers of users that a route remembers having looked at."""
-
-
-class Origin(NamedTuple):
-    """Where an upstream is: what a connection is made to, and the `Host` that goes with it."""
-
-    scheme: str
-    host: str
-    port: int
-    authority: bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -292,31 +280,7 @@ class ProxyRoute(_HoldsSecret):
 
 # Anything worth a closer look; the common path has none of it.
 _SUSPECT = re.compile(rb"[^!-~]|[#\\%;?]|/\.")
-# IIS also reads %uXXXX.
-_UNSAFE_RAW = re.compile(rb"[^!-~]|[#\\?]|%[uU]00(?:2[eEfF]|5[cC])")
-_UNSAFE_DECODED = re.compile(rb"[\x00\r\n\\]")
 _UNSAFE_IN_QUERY = re.compile(rb"[^!-~]|#")
-_TRIMMED = bytes(range(0x21))
-# What lax UTF-8 decoders read as "." and "/", though no valid encoder writes it (RFC 3629 section 10).
-_OVERLONG = re.compile(rb"\xc0[\xae\xaf]|\xc1\x9c|[\xe0]\x80[\xae\xaf]|\xf0\x80\x80[\xae\xaf]")
-
-
-def refuse_unsafe_path(rest: bytes) -> None:
-    """Raises `BadRequest` for control bytes, backslashes, and dot segments however they are spelled.
-
-    Decoded once only: `%252e` is the text "%2e" to a server that follows RFC 3986 section 2.4.
-    """
-    if _UNSAFE_RAW.search(rest):
-        raise BadRequest("unsafe byte in the path")
-    decoded = unquote_to_bytes(rest)
-    if _UNSAFE_DECODED.search(decoded) or _OVERLONG.search(decoded):
-        raise BadRequest("unsafe encoded byte in the path")
-    for segment in decoded.split(b"/"):
-        # Servers of the Servlet family drop ";…" before they resolve dots. Windows drops spaces behind them, and Java's
-        # String.trim every control character around them.
-        if segment.partition(b";")[0].translate(None, _TRIMMED) in (b".", b".."):
-            raise BadRequest("dot segment in the path")
-
 
 OWN_NAMES = frozenset({"health", "ready"})
 """What stands where a route's name would, and is answered here."""
@@ -407,58 +371,6 @@ def raw_path(scope: Mapping[str, Any]) -> bytes:
         # Some servers leave root_path out of the path (the ASGI specification says both have it).
         return raw
     return b"/" + parts[-1]
-
-
-def parse_base_url(url: str, key: str, *, allow_insecure: bool = False) -> tuple[Origin, bytes, bytes]:
-    """Origin, raw path and raw query of a base URL.
-
-    Raises `ConfigurationError` for anything but a plain http(s) URL, for userinfo (it would end up as credentials), a
-    fragment, and for `http://` to a host that is not loopback unless `allow_insecure`.
-    """
-
-    def wrong(message: str) -> NoReturn:
-        raise ConfigurationError(message, key=key)
-
-    if not isinstance(url, str):
-        wrong(f"must be a URL, not {type(url).__name__}")
-    if not url.isascii() or any(c <= " " or c in "\\\x7f" for c in url):
-        wrong("must be plain ASCII without spaces; write international names in their encoded form")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        wrong("is not a URL")
-    host = parts.hostname
-    if parts.scheme not in DEFAULT_PORTS or not host:
-        wrong("must be a full URL, such as https://api.example.com")
-    if "@" in parts.netloc:
-        wrong("must not hold a user name or password")
-    if "#" in url:
-        wrong("must not have a fragment")
-    if ":" not in host and not _HOST.match(host):
-        wrong("has an invalid host name")
-    if parts.scheme == "http" and not allow_insecure and not is_loopback(host):
-        wrong("must be https:// (http:// is for loopback, or with allow_insecure)")
-    if parts.path:
-        try:
-            refuse_unsafe_path(parts.path.encode())
-        except BadRequest as exc:
-            wrong(f"has an unsafe path ({exc})")
-    bracketed = f"[{host}]" if ":" in host else host
-    default = DEFAULT_PORTS[parts.scheme]
-    authority = bracketed if port in (None, default) else f"{bracketed}:{port}"
-    origin = Origin(parts.scheme, host, default if port is None else port, authority.encode())
-    return origin, parts.path.encode(), parts.query.encode()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by definition (RFC 6761 section 6.3 for the name)."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _within(upstream: str) -> str:

@@ -14,8 +14,8 @@ from starlette.requests import HTTPConnection
 
 from idp_middleware._claims import check_subject, scopes, string_set, text
 from idp_middleware._public_urls import public_origin
-from idp_middleware._routes import parse_base_url
 from idp_middleware._types import Caller
+from idp_middleware._urls import parse_base_url
 from idp_middleware.errors import CallerForbidden, ConfigurationError, NotMine
 
 ISSUER: Final = "urn:idp-middleware:session"

@@ -12,8 +12,9 @@ from idp_middleware._types import RawHeaders, Token
 from idp_middleware.errors import BodyTooLarge
 
 if TYPE_CHECKING:
-    from idp_middleware._routes import Origin, ProxyRoute
+    from idp_middleware._routes import ProxyRoute
     from idp_middleware._upstream import RequestBody
+    from idp_middleware._urls import Origin
 
 MAX_FORM = 64 * 1024
 """Bytes of a form that is signed; as much of a body as is kept to be sent twice."""

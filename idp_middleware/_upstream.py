@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from idp_middleware._routes import Origin
 from idp_middleware._types import RawHeaders, Timeout
+from idp_middleware._urls import Origin
 
 
 class RequestBody(Protocol):

@@ -13,8 +13,8 @@ from typing import Any, Final
 from starlette.types import Message, Receive, Scope, Send
 
 from idp_middleware._observation import Observers, RequestRecord, TokenOutcome, digest
-from idp_middleware._routes import Origin
 from idp_middleware._types import Caller, RawHeaders
+from idp_middleware._urls import Origin
 
 
 class Watch:

@@ -14,10 +14,12 @@ from starlette.responses import Response
 
 from idp_middleware._cache import TokenCache
 from idp_middleware._observation import Observers, TokenEvent, TokenRecord, digest, source_name
-from idp_middleware._routes import Origin, ProxyRoute
-from idp_middleware._tokens import TokenEngine, differ
+from idp_middleware._routes import ProxyRoute
+from idp_middleware._token_keeper import differ
+from idp_middleware._tokens import TokenEngine
 from idp_middleware._types import Authenticator, Caller, RawHeaders, Timeout, Token
 from idp_middleware._upstream import RequestBody, Upstream, UpstreamResponse
+from idp_middleware._urls import Origin
 from idp_middleware._watch import note_token, watched
 from idp_middleware.errors import IdPError
 

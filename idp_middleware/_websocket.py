@@ -21,9 +21,10 @@ from idp_middleware._engine._websocket import BAD_GATEWAY, CLOSE_TIMEOUT, GOING_
 from idp_middleware._engine._websocket_client import WebSocketClient
 from idp_middleware._fields import folded
 from idp_middleware._limits import Slot
-from idp_middleware._routes import Origin, ProxyRoute
+from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller, RawHeaders, Timeout
 from idp_middleware._upstream import RequestBody
+from idp_middleware._urls import Origin
 from idp_middleware._websocket_offers import read_handshake
 from idp_middleware.errors import BadRequest, ClientDisconnected
 

@@ -30,7 +30,7 @@ from idp_middleware.errors import IdPError
 __all__ = ["METRICS", "OpenTelemetry"]
 
 if TYPE_CHECKING:
-    from idp_middleware._routes import Origin
+    from idp_middleware._urls import Origin
 
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.27.0"
 _METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})

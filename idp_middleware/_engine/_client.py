@@ -14,9 +14,9 @@ from idp_middleware._engine._request import SMALL_BODY, encode_head, gather
 from idp_middleware._engine._response import Response
 from idp_middleware._engine._tls import default_ssl_context
 from idp_middleware._loops import running_loop
-from idp_middleware._routes import Origin
 from idp_middleware._types import RawHeaders, Timeout
 from idp_middleware._upstream import RequestBody
+from idp_middleware._urls import Origin
 from idp_middleware.errors import UpstreamUnreachable
 
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})

@@ -18,7 +18,7 @@ from itertools import chain, zip_longest
 from typing import Any, TypeAlias
 
 from idp_middleware._engine._tls import SHUTDOWN_TIMEOUT
-from idp_middleware._routes import Origin
+from idp_middleware._urls import Origin
 from idp_middleware.errors import UpstreamTimeout, UpstreamUnreachable
 
 ATTEMPT_DELAY = 0.25

@@ -13,8 +13,8 @@ from collections import deque
 from idp_middleware._engine._connection import Connection
 from idp_middleware._engine._dial import dial
 from idp_middleware._engine._tls import SHUTDOWN_TIMEOUT
-from idp_middleware._routes import Origin
 from idp_middleware._types import Timeout
+from idp_middleware._urls import Origin
 from idp_middleware.errors import UpstreamTimeout, UpstreamUnreachable
 
 

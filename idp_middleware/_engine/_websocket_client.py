@@ -14,8 +14,8 @@ from idp_middleware._engine._dial import dial
 from idp_middleware._engine._request import encode_head
 from idp_middleware._engine._tls import default_ssl_context
 from idp_middleware._engine._websocket import GOING_AWAY, WebSocketConnection
-from idp_middleware._routes import Origin
 from idp_middleware._types import RawHeaders, Timeout
+from idp_middleware._urls import Origin
 
 
 class WebSocketClient:

@@ -17,8 +17,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from idp_middleware._idp_http import DEFAULT_TIMEOUT, Answer, Transport
-from idp_middleware._routes import parse_base_url
 from idp_middleware._types import Timeout, _HoldsSecret
+from idp_middleware._urls import parse_base_url
 from idp_middleware.errors import ConfigurationError, TokenSourceFailed, TokenSourceUnavailable
 from idp_middleware.sources._client_auth import ClientAuth
 from idp_middleware.sources._patient import PatientClient

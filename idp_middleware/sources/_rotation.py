@@ -25,7 +25,7 @@ from secrets import token_hex
 from time import monotonic, time
 from typing import Final, TypeVar
 
-from idp_middleware._tokens import CLOCK_SKEW, REFRESH_BEFORE
+from idp_middleware._token_keeper import CLOCK_SKEW, REFRESH_BEFORE
 from idp_middleware.errors import (
     IdentityNotLinked,
     IdPError,

@@ -15,8 +15,8 @@ from typing import Any, Final, TypeAlias, TypedDict, Unpack
 from urllib.parse import quote, quote_plus
 
 from idp_middleware._idp_http import DEFAULT_TIMEOUT, Transport
-from idp_middleware._routes import parse_base_url
 from idp_middleware._types import Timeout, Token, _HoldsSecret
+from idp_middleware._urls import parse_base_url
 from idp_middleware.errors import ConfigurationError, TokenSourceFailed, TokenSourceUnavailable
 from idp_middleware.sources._client_auth import ClientAuth
 from idp_middleware.sources._patient import PatientClient

@@ -16,7 +16,8 @@ from urllib.parse import quote
 from idp_middleware._advice import reaching
 from idp_middleware._idp_http import Answer
 from idp_middleware._routes import ProxyRoute
-from idp_middleware._tokens import Fetch, Obtained, TokenKeeper, shared_fetch
+from idp_middleware._token_keeper import Fetch, Obtained, TokenKeeper
+from idp_middleware._tokens import shared_fetch
 from idp_middleware._types import Caller, Token, _HoldsSecret
 from idp_middleware.errors import (
     CheckFailed,

@@ -18,7 +18,7 @@ import httpx
 from idp_middleware._advice import reaching
 from idp_middleware._idp_http import DEFAULT_TIMEOUT, Answer
 from idp_middleware._routes import ProxyRoute
-from idp_middleware._tokens import MAX_AGE
+from idp_middleware._token_keeper import MAX_AGE
 from idp_middleware._types import Caller, Token, _HoldsSecret
 from idp_middleware.errors import (
     CheckFailed,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from idp_middleware._engine import Engine
-from idp_middleware._routes import Origin
 from idp_middleware._types import RawHeaders, Timeout
+from idp_middleware._urls import Origin
 
 try:
     import uvloop

@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from idp_middleware._engine._dial import _connect, _resolve, dial
-from idp_middleware._routes import Origin
+from idp_middleware._urls import Origin
 
 
 @pytest.fixture

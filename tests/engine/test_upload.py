@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from idp_middleware._engine._request import send_all
-from idp_middleware._routes import Origin
+from idp_middleware._urls import Origin
 from idp_middleware.errors import BadRequest, ClientDisconnected, UpstreamAborted, UpstreamTimeout, UpstreamUnreachable
 
 from .conftest import PATIENCE, Chunks, fetch, get, until, whole

@@ -13,8 +13,8 @@ import pytest
 from oauthlib.oauth1 import RequestValidator, ResourceEndpoint
 
 from idp_middleware import Token, providers
-from idp_middleware._routes import parse_base_url
 from idp_middleware._signing import MAX_FORM, Unsigned
+from idp_middleware._urls import parse_base_url
 from idp_middleware.errors import ConfigurationError, IdPError
 from tests.providers.conftest import OK, User, problem
 from tests.providers.facts import FACTS, Said

@@ -19,7 +19,8 @@ from cryptography.fernet import Fernet
 from starlette.requests import HTTPConnection
 
 from idp_middleware import Caller, IdPMiddleware, ProxyRoute, Timeout, Token, load_config, sources
-from idp_middleware._tokens import MAX_AGE, TokenEngine
+from idp_middleware._token_keeper import MAX_AGE
+from idp_middleware._tokens import TokenEngine
 from idp_middleware.errors import (
     ConfigurationError,
     IdentityAmbiguous,
