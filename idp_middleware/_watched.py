@@ -83,8 +83,11 @@ class WatchedTokens(TokenEngine):
         return token
 
     async def forget(self, caller: Caller, route: ProxyRoute) -> None:
-        await super().forget(caller, route)
-        self._tell("forgotten", caller, route)
+        try:
+            await super().forget(caller, route)
+        finally:
+            # Here it is, even where other processes could not be told.
+            self._tell("forgotten", caller, route)
 
     async def _take_back(self, caller: Caller, route: ProxyRoute) -> None:
         started = perf_counter()

@@ -12,7 +12,9 @@ from cryptography.fernet import Fernet
 from redis.asyncio import Redis
 
 from idp_middleware import Caller, ProxyRoute, Token, TokenCache, _revocation, _shared_revocations
+from idp_middleware._observation import Observers, Record, TokenRecord
 from idp_middleware._tokens import TokenEngine
+from idp_middleware._watched import WatchedTokens
 from idp_middleware.errors import CallerForbidden, TokenSourceUnavailable
 from tests.fleet.redis_server import running_redis
 from tests.stack import free_port
@@ -194,6 +196,19 @@ async def test_without_redis_it_is_forgotten_here_and_said_that_others_may_not_k
         await one.revoke(caller(), fleet.route)
     assert await fleet.token(one) == "token-2"
     await one.aclose()
+
+
+async def test_what_others_could_not_be_told_of_is_in_the_audit_log_all_the_same(tmp_path: Path) -> None:
+    """It was dropped here, and that is what the record says."""
+    told: list[Record] = []
+    cache = TokenCache.from_url(f"redis://127.0.0.1:{free_port()}", encryption_keys=[KEY])
+    engine = WatchedTokens(cache, Observers([told.append], "/idp"))
+    fleet = Fleet("")
+    await fleet.token(engine)
+    with pytest.raises(TokenSourceUnavailable):
+        await engine.revoke(caller(), fleet.route)
+    assert [record.event for record in told if isinstance(record, TokenRecord)] == ["obtained", "forgotten"]
+    await engine.aclose()
 
 
 @pytest.mark.parametrize("why", ["silence", "many", "another key"])
