@@ -31,6 +31,8 @@ MANIFESTS = [
     for manifest in yaml.safe_load_all(path.read_text())
 ]
 NOBODY = 65532
+CLOSING = 25
+"""Seconds that a source's refresh under way may take: its `timeout`, unless told (docs/operations.md)."""
 
 
 def manifest(kind: str, name: str = "idp-gateway") -> dict:
@@ -83,15 +85,24 @@ def test_everything_that_runs_may_do_little():
             assert may["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_what_says_that_a_token_was_revoked_is_evicted_last():
+    """It expires last; by use it would go among the first, since only processes that start read it again."""
+    (container,) = manifest("Deployment", "idp-redis")["spec"]["template"]["spec"]["containers"]
+    for arguments in (" ".join(container["args"]), COMPOSE["services"]["redis"]["command"][-1]):
+        assert "--maxmemory-policy volatile-ttl" in arguments
+
+
 def test_nobody_is_killed_within_its_grace():
-    """The orchestrator waits longer than the gateway does."""
+    """Nor while it brings a refresh to its end, for which a source has 25 seconds."""
     pod = manifest("Deployment")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     grace = int(container["args"][container["args"].index("--grace") + 1])
-    assert pod["terminationGracePeriodSeconds"] >= container["lifecycle"]["preStop"]["sleep"]["seconds"] + grace + 5
+    assert (
+        pod["terminationGracePeriodSeconds"] >= container["lifecycle"]["preStop"]["sleep"]["seconds"] + grace + CLOSING
+    )
     gateway = COMPOSE["services"]["gateway"]
     grace = int(gateway["command"][gateway["command"].index("--grace") + 1])
-    assert int(gateway["stop_grace_period"].removesuffix("s")) > grace
+    assert int(gateway["stop_grace_period"].removesuffix("s")) >= grace + CLOSING
 
 
 def test_the_configuration_gets_every_variable_it_asks_for():
