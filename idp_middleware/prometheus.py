@@ -225,7 +225,9 @@ class _AllProcesses:
         for pid in {int(path.stem.rpartition("_")[2]) for path in Path(self._directory).glob("gauge_live*_*.db")}:
             if not _alive(pid):
                 # Nobody else tells: what a worker that was killed had in progress would be so for ever.
-                mark_process_dead(pid, self._directory)  # type: ignore[no-untyped-call]
+                # Unless another scrape does just now.
+                with suppress(FileNotFoundError):
+                    mark_process_dead(pid, self._directory)  # type: ignore[no-untyped-call]
         return MultiProcessCollector(None, self._directory).collect()  # type: ignore[no-untyped-call, no-any-return]
 
 

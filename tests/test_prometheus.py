@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import httpx
@@ -287,3 +288,16 @@ prometheus(a_request())
     told = scraped(Prometheus()).text
     assert value(told, "idp_middleware_requests_total", route="github") == 1
     assert value(told, "idp_middleware_requests_in_progress") == 0
+
+
+def test_scrapes_at_the_same_time_do_not_trip_over_a_dead_worker(tmp_path, monkeypatch):
+    """Each removes what it has left behind, and finds that another was faster; many, so that it does happen."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    beyond_any_pid = 2**22 + 1
+    for number in range(200):
+        (tmp_path / f"gauge_livesum_{beyond_any_pid + number}.db").touch()
+    registry = Prometheus().registry
+    with ThreadPoolExecutor(4) as pool:
+        for scrape in [pool.submit(lambda: list(registry.collect())) for _ in range(4)]:
+            assert scrape.result(timeout=30) == []
+    assert list(tmp_path.iterdir()) == []
