@@ -1,7 +1,7 @@
 """Django behind the middleware: any ASGI app can be wrapped. Here a whole project in one file; yours has its asgi.py.
 
 export AUTH0_URL=https://acme.eu.auth0.com AUTH0_CLIENT_ID=… AUTH0_CLIENT_SECRET=… DJANGO_SECRET_KEY=…
-uvicorn examples.django_app:app
+pip install django; uvicorn examples.django_app:app
 
 /idp/github/… goes to GitHub as the user; everything else is Django's, which finds who is calling in the scope.
 """

@@ -1,7 +1,7 @@
 """A backend for a frontend: users log in with a cookie session, and the page calls GitHub with no token at all.
 
 export AUTH0_URL=https://acme.eu.auth0.com AUTH0_CLIENT_ID=… AUTH0_CLIENT_SECRET=… SESSION_SECRET=…
-uvicorn examples.session_app:app
+pip install itsdangerous; uvicorn examples.session_app:app
 
 fetch("/idp/github/user", { headers: { "X-CSRF": "1" } })       // the session's cookie goes along by itself
 """
