@@ -21,7 +21,6 @@ from idp_middleware.errors import (
     ReconnectRequired,
     TokenError,
     TokenSourceUnavailable,
-    UpstreamError,
 )
 
 
@@ -48,14 +47,9 @@ _CERTIFICATES: Final = {
     ),
     "authority": Advice(
         "its certificate is from an authority that is not known here",
-        "use a certificate of a public authority; for one of your own, load the file from Python, with "
-        "load_config(…, transport=httpx.AsyncHTTPTransport(verify=…))",
+        "add the authority to this system's list, or set SSL_CERT_FILE to its certificate; or use a public one's",
     ),
 }
-_AUTHORITY_OF_UPSTREAM: Final = Advice(
-    _CERTIFICATES["authority"].wrong,
-    "add the authority to this system's list, or set SSL_CERT_FILE to its certificate; or use a public one's",
-)
 _NO_NAME: Final = Advice(
     "the host name is not known to DNS", "check its spelling, and that this machine can look names up"
 )
@@ -81,9 +75,7 @@ def network_advice(error: BaseException) -> Advice | None:
     for each in behind:
         if isinstance(each, ssl.SSLCertVerificationError):
             kind = next((kind for kind, codes in _CERTIFICATE.items() if each.verify_code in codes), "authority")
-            # Upstreams go by the system's list, identity providers by a list of public authorities.
-            ours = kind == "authority" and isinstance(error, UpstreamError)
-            return _AUTHORITY_OF_UPSTREAM if ours else _CERTIFICATES[kind]
+            return _CERTIFICATES[kind]
     for each in behind:
         if isinstance(each, socket.gaierror):
             return _NO_NAME

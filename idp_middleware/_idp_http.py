@@ -84,7 +84,8 @@ class IdPClient:
     """Sends requests to an identity provider; opens its connections on first use.
 
     `transport` replaces the network, for tests and for deployments that must go through a proxy of their own:
-    environment variables (`HTTPS_PROXY`, `SSL_CERT_FILE`, `.netrc`) are not looked at, redirects not followed.
+    `HTTPS_PROXY` and `.netrc` are not looked at, redirects not followed. Trusted are the public certificate authorities
+    that come with httpx and, as for upstreams, those of the system: OpenSSL's, so `SSL_CERT_FILE` names others.
     """
 
     def __init__(
@@ -184,7 +185,9 @@ class IdPClient:
 @cache
 def _tls() -> ssl.SSLContext:
     """One for all: reading the certificates takes some twenty milliseconds, and nothing else happens meanwhile."""
-    return httpx.create_ssl_context(trust_env=False)
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context
 
 
 async def _read(response: httpx.Response) -> bytes:

@@ -350,7 +350,7 @@ TABLE = [
     (clock_of(-300), A, r"its clock is (299|30[0-2]) s behind this machine's", "set this machine's clock"),
     (clock_of(300), A, r"its clock is (29[89]|30[01]) s ahead of this machine's", "set this machine's clock"),
     (unknown_host, A, "no.such.host.invalid: the host name is not known", "check its spelling"),
-    (unknown_authority, A, "localhost:.*an authority that is not known here", "load the file from Python"),
+    (unknown_authority, A, "localhost:.*an authority that is not known here", "set SSL_CERT_FILE to its"),
     (expired_certificate, A, "its certificate has expired", "renew it"),
     (future_certificate, A, "its certificate is not valid yet", "set this machine's clock"),
     (certificate_of_another, A, "its certificate is for another host name", "write the name that the certificate has"),

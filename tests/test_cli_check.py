@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from idp_middleware import _report
 from idp_middleware._check import Finding
 from idp_middleware._cli import main
-from idp_middleware.testing import ProviderAPI, serve
+from idp_middleware.testing import Auth0, ProviderAPI, serve
+from tests.stack import free_port
 
 FINDINGS = [
     Finding("authenticator", "", "ok", "https://acme.example/ has keys: 1 for RS256"),
@@ -145,3 +147,40 @@ def test_who_goes_by_more_than_tokens_says_so(file: Path, capsys: pytest.Capture
     Path("token").write_text("a-token")
     assert main(["check", str(file), "--token-file", "token"]) == 1
     assert "FAIL  caller                  a token alone does not do: " in capsys.readouterr().out
+
+
+def test_an_authority_of_ones_own_is_named_as_openssl_has_it(tmp_path: Path) -> None:
+    """In-house Keycloaks have one; issuer, source and upstream are trusted alike."""
+    authority = trustme.CA()
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    (tmp_path / "server.pem").write_bytes(authority.issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+    tls = {"ssl_certfile": str(tmp_path / "server.pem"), "ssl_keyfile": str(tmp_path / "server.pem")}
+    port = free_port()
+    auth0 = Auth0(f"https://localhost:{port}/")
+    auth0.add_client("client", "secret")
+    with serve(auth0, port=port, **tls):
+        (tmp_path / "idp.toml").write_text(f"""
+            [authenticator]
+            type = "jwt"
+            issuer = "{auth0.issuer}"
+            audience = "https://api.acme.example"
+            [sources.auth0]
+            type = "auth0-management"
+            base_url = "{auth0.issuer}"
+            client_id = "client"
+            client_secret = "${{CLIENT_SECRET}}"
+            [routes.github]
+            upstream = "{auth0.issuer}"
+            source = "auth0"
+            connection = "github"
+        """)
+        for authorities, status in (({}, 1), ({"SSL_CERT_FILE": str(tmp_path / "ca.pem")}, 0)):
+            done = subprocess.run(
+                [sys.executable, "-m", "idp_middleware", "check", str(tmp_path / "idp.toml")],
+                env={**os.environ, **authorities, "CLIENT_SECRET": "secret"},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == status, done.stdout + done.stderr
+            assert done.stdout.count("an authority that is not known here") == 3 * status
