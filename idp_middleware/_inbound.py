@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any
 
-from starlette.types import Receive
+from starlette.types import Message, Receive, Send
 
 from idp_middleware._limits import Slot
 from idp_middleware._loops import running_loop
@@ -18,6 +19,9 @@ from idp_middleware.errors import BadRequest, BodyTooLarge, ClientDisconnected
 
 WATCH_AFTER = 0.05
 """Seconds of an exchange before somebody listens for the caller's leaving: most are over by then, and a task costs."""
+
+LINGER = 1.0
+"""Seconds that the rest of a body gets to arrive after an answer that did not wait for it."""
 
 REPLAY_LIMIT = 64 * 1024
 """Bytes of a body that are kept while it streams, in case the upstream refuses the token."""
@@ -202,6 +206,16 @@ class Inbound:
         self._position = 0
         return True
 
+    async def drain(self) -> None:
+        """Let the rest of the body come and go, for `LINGER` seconds at most."""
+        self._max_body = self._kept = None
+        with suppress(TimeoutError, BadRequest, ClientDisconnected):
+            async with asyncio.timeout(LINGER):
+                # An upload that has been told to stop may still have the channel.
+                await asyncio.sleep(0)
+                while await self.read():
+                    pass
+
     def listen(self) -> None:
         """Listen for the caller's leaving from now on, unless `read` does by waiting for more of the body."""
         if self._pending is None and not self._reading and not self._ended:
@@ -223,3 +237,20 @@ class Inbound:
         if pending.exception() is not None or pending.result()["type"] == "http.disconnect":
             self.gone = True
             self._task.cancel()
+
+
+def lingering(send: Send, inbound: Inbound) -> Send:
+    """The `send` for an answer to a body that is still coming.
+
+    Closed at once, the connection would be reset by what arrives, and the reset would take the answer along before it
+    is read (RFC 9112 section 9.6).
+    """
+
+    async def send_and_linger(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            await send({**message, "more_body": True})
+            await inbound.drain()
+            message = {"type": "http.response.body"}
+        await send(message)
+
+    return send_and_linger

@@ -26,7 +26,7 @@ from idp_middleware._cache import BaseCache, TokenCache, as_token_cache
 from idp_middleware._client import client_for
 from idp_middleware._engine import Engine
 from idp_middleware._httpx_upstream import HTTPXUpstream
-from idp_middleware._inbound import Inbound, Lookout
+from idp_middleware._inbound import Inbound, Lookout, lingering
 from idp_middleware._lifespan import lifespan
 from idp_middleware._observation import Exporter, Observer, Observers
 from idp_middleware._own import Endpoint, OwnEndpoints
@@ -228,7 +228,7 @@ class IdPMiddleware:
                         return
                     _, route, target, response = await self._open(scope, inbound, rest, self._upstream)
                 except IdPError as exc:
-                    await self._answer(exc, scope, receive, send, close=inbound.unread)
+                    await self._answer(exc, scope, receive, send, inbound)
                     return
                 # THE LINE: above, nothing has been sent, and an error is an answer. Below, the response has started,
                 # and an error can only leave as an exception, so that the server breaks the connection: a clean end
@@ -245,10 +245,7 @@ class IdPMiddleware:
         scope["headers"] = fields = list(scope["headers"])
         request = read_request(fields)
         inbound.expect(length=request.length, chunked=request.chunked)
-        response = await own(HTTPConnection(scope))
-        if inbound.unread:
-            response.headers["connection"] = "close"
-        await response(scope, receive, send)
+        await _respond(await own(HTTPConnection(scope)), scope, receive, send, inbound)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send, rest: bytes) -> None:
         """The same way; only is hop 5 a handshake, and hop 6 goes both ways."""
@@ -268,7 +265,7 @@ class IdPMiddleware:
                 else:
                     await self._relay(exchange.scope, answer, exchange, route, target, response)
         except IdPError as exc:
-            await self._answer(exc, scope, receive, answer, close=False)
+            await self._answer(exc, scope, receive, answer)
         except ClientDisconnected:
             return
 
@@ -373,16 +370,14 @@ class IdPMiddleware:
         except UpstreamTimeout:
             raise UpstreamAborted("the upstream stalled in the middle of its response") from None
 
-    async def _answer(self, error: IdPError, scope: Scope, receive: Receive, send: Send, *, close: bool) -> None:
+    async def _answer(
+        self, error: IdPError, scope: Scope, receive: Receive, send: Send, inbound: Inbound | None = None
+    ) -> None:
         # What a caller did wrong is seen at DEBUG only: anybody could fill a log with it.
         logger.log(logging.WARNING if error.status >= 500 else logging.DEBUG, "%s: %s", error.name, error)
         # It may be reported to others from there.
         forget_details(error)
-        response = self._on_error(HTTPConnection(scope), error)
-        if close:
-            # The rest of the body is still to come, and must not be read as the next request.
-            response.headers["connection"] = "close"
-        await response(scope, receive, send)
+        await _respond(self._on_error(HTTPConnection(scope), error), scope, receive, send, inbound)
 
     async def aclose(self) -> None:
         """Close every connection this middleware, its authenticator and its token sources hold."""
@@ -403,6 +398,15 @@ class IdPMiddleware:
         """The authenticator and the token sources, each once."""
         parts = (self._authenticator, *(route.source for route in self._routes))
         return {id(part): part for part in parts}.values()
+
+
+async def _respond(response: Response, scope: Scope, receive: Receive, send: Send, inbound: Inbound | None) -> None:
+    """Send an answer of our own."""
+    if inbound is not None and inbound.unread:
+        # The rest of the body is still to come, and must not be read as the next request.
+        response.headers["connection"] = "close"
+        send = lingering(send, inbound)
+    await response(scope, receive, send)
 
 
 def _authorize(caller: Caller, route: ProxyRoute, method: str, rest: bytes) -> None:

@@ -280,3 +280,31 @@ def test_a_body_that_stops_short_of_what_expect_promised_does_not_hang(stack):
         sock.sendall(b"hello")
         assert b'"size": 5' in (answer := read_answers(sock)) or b'"size":5' in answer
     assert stack.provider.last.header("expect") is None
+
+
+@pytest.mark.parametrize("authorization", ["Bearer nonsense", None])
+def test_an_answer_to_an_upload_under_way_is_not_lost(stack, authorization):
+    """What arrives at a connection that is closed already resets it, and takes along what was not read yet."""
+    head = "POST /idp/github/upload HTTP/1.1\r\nHost: a\r\nContent-Length: 600000\r\n"
+    head += f"Authorization: {authorization}\r\n" if authorization else ""
+    with socket.create_connection(("127.0.0.1", stack.gateway.port), 10) as client:
+        client.sendall(head.encode() + b"\r\n" + b"x" * 100)
+        # By now, the answer is on its way.
+        time.sleep(0.3)
+        for _ in range(6):
+            client.sendall(b"x" * 99_983)
+            time.sleep(0.02)
+        client.sendall(b"xx")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert answer.endswith(b"}")
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 100])
+def test_the_rest_of_a_body_is_not_waited_for_for_long(stack, body):
+    """A caller who sends no more could hold the connection."""
+    with socket.create_connection(("127.0.0.1", stack.gateway.port), 10) as client:
+        client.sendall(b"POST /idp/github/x HTTP/1.1\r\nHost: a\r\nContent-Length: 600000\r\n\r\n" + body)
+        start = time.monotonic()
+        assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 401")
+        assert time.monotonic() - start < 5
