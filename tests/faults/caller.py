@@ -12,12 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 LONGEST = 20.0
-"""Seconds after which a request counts as stuck."""
+"""Seconds after which a request counts as stuck, or as one that will take for ever."""
+
+SILENCE = 5.0
+"""Seconds without a byte, by which the one is told from the other: more than the gateway's own time-outs."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What came of a request. `status` is 0 where no answer came; `seconds` is how long all of it took."""
+    """What came of a request. `status` is 0 where no answer came; `seconds` is how long all of it took.
+
+    `trickling` says that we left while it still came, byte by byte.
+    """
 
     status: int
     headers: dict[str, str]
@@ -25,6 +31,7 @@ class Heard:
     whole: bool
     seconds: float
     raw: bytes
+    trickling: bool = False
 
     @property
     def problem(self) -> str | None:
@@ -39,6 +46,8 @@ class _Recorded:
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self.raw = bytearray()
+        self.at = time.monotonic()
+        """When the last of it came."""
         self._reader = reader
 
     async def line(self) -> bytes:
@@ -49,6 +58,7 @@ class _Recorded:
 
     def _kept(self, data: bytes) -> bytes:
         self.raw += data
+        self.at = time.monotonic()
         return data
 
 
@@ -61,20 +71,24 @@ async def ask(port: int, token: str, method: str, target: str, body: bytes = b""
         lines.append(f"Content-Length: {len(body)}")
     sending = asyncio.create_task(_send(writer, "\r\n".join([*lines, "", ""]).encode() + body))
     recorded = _Recorded(reader)
-    status, headers, whole, content = 0, dict[str, str](), False, bytearray()
+    status, headers, whole, trickling, content = 0, dict[str, str](), False, False, bytearray()
     try:
         async with asyncio.timeout(longest):
             with suppress(asyncio.IncompleteReadError, ConnectionError):
                 status, headers = await _head(recorded)
                 await _body(recorded, headers, content)
                 whole = True
+    except TimeoutError:
+        trickling = longest > SILENCE and time.monotonic() - recorded.at < SILENCE
+        if not trickling:
+            raise
     finally:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
-    return Heard(status, headers, bytes(content), whole, time.monotonic() - started, bytes(recorded.raw))
+    return Heard(status, headers, bytes(content), whole, time.monotonic() - started, bytes(recorded.raw), trickling)
 
 
 async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:

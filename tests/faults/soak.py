@@ -199,6 +199,8 @@ class Soak:
     def _outcome(self, kind: str, user: str, heard: Heard) -> str:
         if heard.status == 0:
             return "no answer" if kind == "leave" else "WRONG"
+        if heard.trickling:
+            return "trickling"
         if heard.status == 200 and not heard.whole:
             return "broken off"
         if GARBLED[:16] in heard.body or STRANGER[:12] in heard.body:
