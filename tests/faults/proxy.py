@@ -257,10 +257,15 @@ class _Connection:
             await self._drip(loop, self._near, data, self._trickle)
 
     async def _drip(self, loop: asyncio.AbstractEventLoop, to: socket.socket, data: bytes, fault: Fault) -> None:
+        # Now, for by the next fault there is another.
+        mended = self._proxy.mended
         for at in range(len(data)):
             await loop.sock_sendall(to, data[at : at + 1])
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._proxy.mended.wait(), fault.tick)
+                await asyncio.wait_for(mended.wait(), fault.tick)
+                self._trickle = None
+                await loop.sock_sendall(to, data[at + 1 :])
+                return
 
     def _due(self, stage: Stage) -> Fault | None:
         fault = self._proxy.fault

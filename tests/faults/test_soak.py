@@ -10,11 +10,11 @@ from tests.faults.soak import soak
 
 def test_bad_luck_under_load_harms_nobody_for_long(tmp_path: Path) -> None:
     """No answer is anybody else's, none is lost, and what was taken is given back."""
-    figures = asyncio.run(soak(10, tmp_path))
+    figures = asyncio.run(soak(30, tmp_path))
     print(figures)
     assert figures.wrong == []
-    assert figures.outcomes["served"] > 200
-    assert sum(figures.faults.values()) > 5
+    assert figures.outcomes["served"] > 600
+    assert sum(figures.faults.values()) > 15
     assert figures.at_rest[1] <= figures.samples[0][2] + 10
     # What a process takes in its first seconds; a leak shows in ten minutes, a flood here.
     assert figures.at_rest[0] <= figures.samples[0][1] + 40
