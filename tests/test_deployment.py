@@ -59,13 +59,51 @@ def test_the_schemas_have_teeth(key, value):
         kubernetes_validate.validate(broken, "1.37", strict=True)
 
 
+def by_the_schema(path):
+    """What the Compose Specification's own JSON Schema, the newest that `check-jsonschema` has, says of a file."""
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    done = subprocess.run(check, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
 def test_the_compose_file_is_valid():
-    """By the Compose Specification; a misspelt key of a service is none."""
-    text = (DEPLOY / "compose.yaml").read_text()
-    made = compose_spec.compose_spec.PyCompose.from_yaml(text)
+    """By the official schema, in which nothing unknown is allowed; and by a parser, since to a schema all texts are
+    alike.
+    """
+    assert by_the_schema(DEPLOY / "compose.yaml") == (0, "ok -- validation done\n")
+    made = compose_spec.compose_spec.PyCompose.from_yaml((DEPLOY / "compose.yaml").read_text())
     assert made.service_names() == ["gateway", "redis"]
-    with pytest.raises(ValueError, match="read_onyl"):
-        compose_spec.compose_spec.PyCompose.from_yaml(text.replace("read_only: true", "read_onyl: true", 1))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "named"),
+    [
+        ("\nname:", "\nnmae:", "nmae"),
+        ("read_only: true", "read_onyl: true", "read_onyl"),
+        ("interval: 5s", "intervall: 5s", "intervall"),
+        ("condition: service_healthy", "condition: service_fine", "service_fine"),
+        ("mem_limit: 384m", "mem_limit: [384]", "[384]"),
+    ],
+)
+def test_the_compose_schema_has_teeth(tmp_path, right, wrong, named):
+    """At the top, in a service and below it: unknown keys, and values of another kind."""
+    text = (DEPLOY / "compose.yaml").read_text()
+    assert right in text
+    (tmp_path / "compose.yaml").write_text(text.replace(right, wrong, 1))
+    status, said = by_the_schema(tmp_path / "compose.yaml")
+    assert status == 1
+    assert named in said
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("50s", "soon"), ("unless-stopped", "sometimes"), ("127.0.0.1:8000:8000", "127.0.0.1:x:8000")]
+)
+def test_the_compose_parser_reads_what_is_in_texts(right, wrong):
+    """All of which the schema takes."""
+    text = (DEPLOY / "compose.yaml").read_text()
+    assert right in text
+    with pytest.raises(ValueError, match=r"`(soon|sometimes|x)`"):
+        compose_spec.compose_spec.PyCompose.from_yaml(text.replace(right, wrong, 1))
 
 
 def test_everything_that_runs_may_do_little():
