@@ -1,10 +1,7 @@
-"""The pages that people read, and the blocks of code in them. `test_readme.py` runs these, each language in its way.
+"""The pages that people read, and the blocks of code in them. Other tests run these, each language in its way.
 
-All Python of a page is one program, as a reader would type it. A `toml` block is an `idp.toml`; one that shows only
-some of its tables is completed. A block that can't be run here has a line above it that says why, which readers don't
-see:
-
-    <!-- not run: needs a cluster -->
+All Python of a page is one program, as a reader would type it, and so is its shell (`shell_blocks`). A `toml` block is
+an `idp.toml`; one that shows only some of its tables is completed.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ RUN = {"python", "sh", "toml", "json"}
 SHOWN = {"http", "text", "js", "html", "yaml", "nginx", "dockerfile", "ini", "promql"}
 """Languages that nothing here runs. What problems' pages have as `http` is compared with real answers elsewhere."""
 
-_BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n+)?^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
+_BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 _VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)\}|environ\[\"(\w+)\"\]")
 
 AUTHENTICATOR = """
@@ -52,7 +49,6 @@ class Block(NamedTuple):
     number: int
     language: str
     text: str
-    not_run: str | None
 
     def __str__(self) -> str:
         return f"{self.page}-{self.number}-{self.language}"
@@ -65,15 +61,12 @@ def pages() -> list[str]:
 
 
 def blocks(*languages: str) -> list[Block]:
-    """The blocks of these languages, those that are not run left out."""
-    return [block for block in all_blocks() if block.language in languages and block.not_run is None]
-
-
-def all_blocks() -> list[Block]:
+    """All blocks, or those of these languages."""
     return [
-        Block(page, number, language, text, not_run or None)
+        Block(page, number, language, text)
         for page in pages()
-        for number, (not_run, language, text) in enumerate(_BLOCK.findall((ROOT / page).read_text()))
+        for number, (language, text) in enumerate(_BLOCK.findall((ROOT / page).read_text()))
+        if not languages or language in languages
     ]
 
 

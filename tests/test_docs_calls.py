@@ -16,53 +16,11 @@ from starlette.requests import HTTPConnection, Request
 
 from idp_middleware import Caller, IdPMiddleware, JWTAuthenticator, ProxyRoute, load_config, sources
 from idp_middleware.errors import CallerUnauthenticated, ConfigurationError, IdentityNotLinked
+from idp_middleware.observers import AccessLog, AuditLog
 from idp_middleware.stores import TokenKey
-from idp_middleware.testing import Auth0, Identity, ProviderAPI, serve
+from idp_middleware.testing import serve
 from tests import pages
-
-AUDIENCE = "https://api.acme.example"
-
-
-class Home:
-    """The parties, and words to put their addresses in place of those that a page shows."""
-
-    def __init__(self, servers: ExitStack) -> None:
-        self.auth0, self.github = Auth0(), ProviderAPI()
-        self.auth0.add_client("the-auth0-client-id", "the-auth0-client-secret")
-        self.auth0.add_user("auth0|alice", [Identity("github", "101", access_token="gho_alice")])
-        self.github.accept("gho_alice", login="alice")
-        self.idp, self.api = (servers.enter_context(serve(party)).url for party in (self.auth0, self.github))
-
-    def at_home(self, text: str) -> str:
-        for there, here in {
-            'issuer="https://acme.eu.auth0.com/"': f'issuer="{self.idp}/"',
-            'issuer = "https://acme.eu.auth0.com/"': f'issuer = "{self.idp}/"',
-            'domain="acme.eu.auth0.com"': f'base_url="{self.idp}"',
-            'domain = "acme.eu.auth0.com"': f'base_url = "{self.idp}"',
-            "providers.github(": f'providers.github(upstream="{self.api}", ',
-            'provider = "github"': f'provider = "github"\nupstream = "{self.api}"',
-        }.items():
-            text = text.replace(there, here)
-        return text
-
-    def program(self, page: str) -> dict[str, Any]:
-        """The names that a page's Python leaves, all of it run."""
-        namespace: dict[str, Any] = {"__name__": "example"}
-        for block in pages.programs()[page]:
-            exec(compile(self.at_home(block.text), str(block), "exec"), namespace)
-        return namespace
-
-    def bearer(self) -> dict[str, str]:
-        token = self.auth0.issue_token("auth0|alice", audience=AUDIENCE, scope="read:github")
-        return {"authorization": f"Bearer {token}"}
-
-    def call(self, app: object) -> None:
-        """As the page has it: alice's call is answered by GitHub, for alice."""
-        with serve(app) as server:
-            answer = httpx.get(f"{server.url}/idp/github/user", headers=self.bearer(), trust_env=False, timeout=30)
-            assert (answer.status_code, answer.json()["login"]) == (200, "alice")
-        assert self.github.tokens_seen() == ["gho_alice"]
-        assert "gho_alice" not in f"{answer.text}{answer.headers}"
+from tests.at_home import AUDIENCE, Home
 
 
 @pytest.fixture
@@ -72,6 +30,11 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Home]:
     monkeypatch.setenv("AUTH0_CLIENT_SECRET", "the-auth0-client-secret")
     with ExitStack() as servers:
         yield Home(servers)
+
+
+def test_no_other_json_is_shown() -> None:
+    """The tests below compare it with what there really is; a block that none of them knows would be free to rot."""
+    assert [block.page for block in pages.blocks("json")] == ["docs/observability.md"] * 2 + ["docs/overview.md"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/migration.md"])
@@ -107,6 +70,32 @@ def test_the_overview_that_a_page_shows_is_what_comes_back(home: Home) -> None:
         told = httpx.get(f"{server.url}/idp", headers=home.bearer(), trust_env=False, timeout=30).json()
     (shown,) = (block for block in pages.blocks("json") if block.page == "docs/overview.md")
     assert json.loads(shown.text) == told
+
+
+def test_the_log_lines_that_a_page_shows_are_what_is_written(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    """Dashboards are built on their fields: the same ones, in the same order, of the same types."""
+    caplog.set_level("INFO", "idp_middleware")
+    auth0 = sources.Auth0Management(
+        base_url=home.idp, client_id="the-auth0-client-id", client_secret="the-auth0-client-secret"
+    )
+    app = IdPMiddleware(
+        authenticator=JWTAuthenticator(issuer=home.auth0.issuer, audience=AUDIENCE),
+        routes={name: ProxyRoute(home.api, token_source=auth0, connection=name) for name in ("github", "gitlab")},
+        observers=[AccessLog(), AuditLog()],
+    )
+    with serve(app) as server:
+        for path in ("gitlab/user", "github/user"):
+            httpx.get(f"{server.url}/idp/{path}", headers=home.bearer(), trust_env=False, timeout=30)
+    access = [record for record in caplog.records if record.name == "idp_middleware.access"]
+    (failed,) = (
+        record for record in caplog.records if record.name == "idp_middleware.audit" and record.levelname == "WARNING"
+    )
+    shown = [json.loads(block.text) for block in pages.blocks("json") if block.page == "docs/observability.md"]
+    for record, line in zip((access[-1], failed), shown, strict=True):
+        written = json.loads(record.getMessage())
+        assert [(key, type(value)) for key, value in written.items()] == [
+            (key, type(value)) for key, value in line.items()
+        ]
 
 
 def test_the_handler_that_a_page_shows_calls_as_its_user(home: Home) -> None:
