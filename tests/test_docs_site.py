@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,6 +35,18 @@ def test_every_page_is_built(site: Path) -> None:
     """Strictly: a link or an anchor that leads nowhere fails the build."""
     for page in pages.DOCS.rglob("*.md"):
         assert (site / page.relative_to(pages.DOCS).with_suffix(".html")).exists()
+
+
+def test_mkdocs_has_nothing_to_warn_of(site: Path, tmp_path: Path) -> None:
+    """It has an eye for what Zensical lets pass: pages without a place in the navigation, links out of the pages.
+
+    With a theme of its own: what Material for MkDocs is made of does not bear on links.
+    """
+    pytest.importorskip("mkdocs", reason="the dependency group docs is not installed")
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--theme", "mkdocs", "--site-dir", tmp_path]
+    done = subprocess.run(mkdocs, cwd=site.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "WARNING" not in done.stdout
 
 
 def test_readers_fetch_nothing_from_others(site: Path) -> None:
