@@ -5,14 +5,16 @@
     half open   one may; what comes of that closes or opens it
 
 Only what says that the source itself is down counts: unreachable, 5xx, no answer in time. What it says of a user, or of
-our rate, is an answer. Knows neither callers nor tokens.
+our rate, is an answer. While all failures are one caller's, it is open for that caller alone: a source that answers 500
+because of what one user has must not be shut to the others. Knows nothing of tokens, nor of callers but which are the
+same.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from time import time
 from typing import Final, TypeVar
 
@@ -43,31 +45,45 @@ def spread(seconds: float) -> float:
 
 
 class Circuit:
-    """That of one source, by its `name` in the log. `observe` is told when it opens and closes, and never raises."""
+    """That of one source, by its `name` in the log.
+
+    `observe` is told, for each of its routes, when it opens for everybody and when it closes; it never raises.
+    """
 
     def __init__(self, name: str, observe: Callable[[Record], None] | None = None) -> None:
         self._name = name
         self._observe = observe
+        self._routes: list[str] = []
         self._turns = Turns(AT_ONCE, patience=PATIENCE)
         self._failures = 0
+        self._failing: set[Hashable] = set()
+        """Whose they are; of more than one, two."""
         self._opened = 0
+        self._told = False
         # Two of them, so that a clock that was set back does not keep it open.
         self._since = self._until = 0.0
         self._probing = False
 
-    async def ask(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """What `ask` returns or raises; `TokenSourceUnavailable` where it may not be asked."""
-        self._check()
+    def serves(self, route: str) -> None:
+        """One more route gets its tokens there."""
+        self._routes.append(route)
+        if self._told:
+            self._tell(route)
+
+    async def ask(self, whose: Hashable, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """What `ask` returns or raises for a caller; `TokenSourceUnavailable` where it may not be asked."""
+        self._check(whose)
         async with self._turns.turn():
             # Again, since it may have opened during the wait.
-            self._check()
-            probe = self._probing = self._opened > 0
+            self._check(whose)
+            if probe := self._open_for(whose):
+                self._probing = True
             try:
                 answer = await ask()
             except TokenSourceBusy:
                 raise
             except (TokenSourceUnavailable, TokenSourceTimeout) as exc:
-                self._failed(probe, getattr(exc, "retry_after", None))
+                self._failed(whose, probe, getattr(exc, "retry_after", None))
                 raise
             except IdPError:
                 self._answered()
@@ -78,9 +94,12 @@ class Circuit:
             self._answered()
             return answer
 
-    def _check(self) -> None:
+    def _open_for(self, whose: Hashable) -> bool:
+        return self._opened > 0 and (len(self._failing) > 1 or whose in self._failing)
+
+    def _check(self, whose: Hashable) -> None:
         """Raises `TokenSourceUnavailable` while it is open, or while one looks whether it is back."""
-        if not self._opened:
+        if not self._open_for(whose):
             return
         now = time()
         left = self._until - now if self._since <= now < self._until else 0.0
@@ -88,27 +107,40 @@ class Circuit:
             retry_after = spread(max(left, 1.0))
             raise TokenSourceUnavailable("not asked, since it was down a moment ago", retry_after=retry_after)
 
-    def _failed(self, probe: bool, retry_after: float | None) -> None:
-        if self._opened and not probe:
-            # One from before it opened.
-            return
-        self._failures += 1
-        if not probe and self._failures < FAILURES:
-            return
+    def _failed(self, whose: Hashable, probe: bool, retry_after: float | None) -> None:
+        if len(self._failing) < 2:
+            self._failing.add(whose)
+        if not self._opened or probe:
+            self._failures += 1
+            if probe or self._failures >= FAILURES:
+                self._open(retry_after or 0.0)
+        if self._opened and len(self._failing) > 1 and not self._told:
+            log.warning(
+                "%s (%s) is down (%d failures in a row), and asked only now and then",
+                self._name,
+                ", ".join(self._routes),
+                self._failures,
+            )
+            self._tell_all(is_open=True)
+
+    def _open(self, at_least: float) -> None:
         first, longest = COOL_DOWN
         self._since = time()
-        self._until = self._since + spread(min(max(first * 2 ** min(self._opened, 10), retry_after or 0.0), longest))
+        self._until = self._since + spread(min(max(first * 2 ** min(self._opened, 10), at_least), longest))
         self._opened += 1
-        if self._opened == 1:
-            log.warning("%s is down (%d failures in a row), and asked only now and then", self._name, self._failures)
-            self._tell(is_open=True)
 
     def _answered(self) -> None:
-        if self._opened:
-            log.warning("%s answers again", self._name)
-            self._tell(is_open=False)
+        if self._told:
+            log.warning("%s (%s) answers again", self._name, ", ".join(self._routes))
+            self._tell_all(is_open=False)
         self._failures = self._opened = 0
+        self._failing.clear()
 
-    def _tell(self, *, is_open: bool) -> None:
+    def _tell_all(self, *, is_open: bool) -> None:
+        self._told = is_open
+        for route in self._routes:
+            self._tell(route)
+
+    def _tell(self, route: str) -> None:
         if self._observe is not None:
-            self._observe(CircuitRecord(self._name, is_open))
+            self._observe(CircuitRecord(self._name, route=route, open=self._told))

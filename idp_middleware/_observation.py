@@ -93,9 +93,10 @@ class CacheRecord:
 
 @dataclass(frozen=True, slots=True)
 class CircuitRecord:
-    """A token source is left alone for a while (`open`), or asked again."""
+    """The token source of a route is left alone for a while (`open`), or asked again. `source` is its kind."""
 
     source: str
+    route: str
     open: bool
 
 

@@ -152,7 +152,8 @@ class TokenEngine:
     async def _ask(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:
         """The source's answer, in place of `held` or `refused`, where it may be asked."""
         plan = self._plans.get(id(route)) or self._plan(route)
-        return await plan.circuit.ask(lambda: self._asked(caller, route, held, refused))
+        whose = (caller.issuer, caller.subject)
+        return await plan.circuit.ask(whose, lambda: self._asked(caller, route, held, refused))
 
     async def _asked(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:  # noqa: ARG002
         return await _ask(caller, route, refused)
@@ -164,6 +165,7 @@ class TokenEngine:
         circuit = self._circuits.get(number)
         if circuit is None:
             circuit = self._circuits[number] = Circuit(source_name(route.source), self._observe)
+        circuit.serves(route.name)
         plan = self._plans[id(route)] = _Plan(route, number, shared, circuit)
         return plan
 

@@ -5,8 +5,9 @@
 By the conventions for HTTP (https://opentelemetry.io/docs/specs/semconv/http/): a server span for each request, a
 client span for each time the upstream is asked, `http.server.request.duration` and `http.client.request.duration`.
 Besides, a span for each question to a token source, and `METRICS`. What of a path lies beyond the route is `REDACTED`;
-query strings, callers' addresses and names are left out. The only module that imports opentelemetry; knows records, and
-nothing of how they come about.
+query strings, callers' addresses and names are left out. `http.route` begins with our prefix: what the app is mounted
+at may be another for each tenant, and nothing tells the pattern of it. The only module that imports opentelemetry;
+knows records, and nothing of how they come about.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ METRICS: Final = {
     "idp_middleware.source.duration": "Seconds that token sources took, by source and event.",
     "idp_middleware.token.events": "What became of tokens, by route, source and event.",
     "idp_middleware.shared_cache.failures": "What the cache that workers share failed at.",
-    "idp_middleware.source.circuit_open": "1 while a token source is left alone.",
+    "idp_middleware.source.circuit_open": "1 while a token source is left alone, by route and source.",
 }
 """Those that no convention names → what they are."""
 
@@ -95,7 +96,8 @@ class OpenTelemetry:
         elif isinstance(record, CacheRecord):
             self._cache_failures.add(1, {"idp_middleware.operation": record.operation})
         elif isinstance(record, CircuitRecord):
-            self._circuit.set(int(record.open), {"idp_middleware.source": record.source})
+            named = {"idp_middleware.route": record.route, "idp_middleware.source": record.source}
+            self._circuit.set(int(record.open), named)
 
     def begin(self, scope: Scope, route: str | None, *, mount: str) -> Trace:
         at = f"{mount}/{route}/" if route is not None else f"{mount}/"
@@ -105,8 +107,9 @@ class OpenTelemetry:
             "url.scheme": _scheme(scope),
             "network.protocol.version": scope.get("http_version", "1.1"),
         }
+        template = f"{mount.removeprefix(scope.get('root_path', ''))}/{route}/{{path}}"
         if route is not None:
-            named["http.route"] = at + "{path}"
+            named["http.route"] = template
         around = context.get_current()
         kind = SpanKind.INTERNAL
         if not trace.get_current_span(around).get_span_context().is_valid:
@@ -114,7 +117,7 @@ class OpenTelemetry:
             around = propagate.extract(_Fields(scope["headers"]), around, getter=_getter)
         name = "HTTP" if method == "_OTHER" else method
         span = self._tracer.start_span(
-            name if route is None else f"{name} {at}{{path}}",
+            name if route is None else f"{name} {template}",
             around,
             kind,
             {**named, **_server(scope), "url.path": at + _REDACTED},

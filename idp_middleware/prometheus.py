@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ METRICS: Final[Mapping[str, Described]] = {
         "histogram", "How long token sources took to answer.", ("source",), _WAITS
     ),
     "idp_middleware_source_circuit_open": Described(
-        "gauge", "1 while a token source is left alone.", ("source",), live="livemax"
+        "gauge", "1 while a route's token source is left alone.", ("route", "source"), live="livemax"
     ),
     "idp_middleware_shared_cache_failures_total": Described(
         "counter", "What the cache that workers share failed at: read, write, delete, open.", ("operation",)
@@ -130,6 +131,8 @@ class Prometheus:
         self._in_progress = _InProgress(self._metrics["idp_middleware_requests_in_progress"])
         self.registry: CollectorRegistry = kept
         """What a scrape shows."""
+        # One of our own, which starts with the first scrape: in asyncio's, look-ups of host names would wait behind.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="idp_middleware.prometheus")
         self.app: ASGIApp = _Scrapes(self.answer)
         """Answers scrapes, to mount where you like."""
         if _DIRECTORY in os.environ:
@@ -144,7 +147,7 @@ class Prometheus:
         elif isinstance(record, CacheRecord):
             self._of("idp_middleware_shared_cache_failures_total", record.operation).inc()
         elif isinstance(record, CircuitRecord):
-            self._of("idp_middleware_source_circuit_open", record.source).set(float(record.open))
+            self._of("idp_middleware_source_circuit_open", record.route, record.source).set(float(record.open))
 
     def begin(self, scope: Scope, route: str | None, *, mount: str) -> Trace:  # noqa: ARG002
         self._in_progress.gauge.inc()
@@ -154,7 +157,8 @@ class Prometheus:
         """A scrape's answer, in the format that it asks for."""
         encode, content_type = choose_encoder(conn.headers.get("accept", ""))
         # Reading what many workers have written takes a while.
-        return Response(await asyncio.to_thread(encode, self.registry), headers={"content-type": content_type})
+        told = await asyncio.get_running_loop().run_in_executor(self._thread, encode, self.registry)
+        return Response(told, headers={"content-type": content_type})
 
     def _request(self, record: RequestRecord) -> None:
         route = record.route or ""

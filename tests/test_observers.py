@@ -190,11 +190,12 @@ def test_a_source_that_is_left_alone_is_told_and_not_counted_as_asked():
 
     with running(routes=from_function(source), observers=[kept]) as stack:
         for number in range(1, 13):
-            stack.ask("GET", "/idp/github/user")
+            stack.ask("GET", "/idp/github/user", user="alice" if number % 2 else "bob")
             kept.request(number)
     assert len(asked) < 12
     assert kept.events == [("failed", "token-source-unavailable")] * len(asked)
-    assert [record for record in kept if isinstance(record, CircuitRecord)] == [CircuitRecord("source", open=True)]
+    told = [record for record in kept if isinstance(record, CircuitRecord)]
+    assert told == [CircuitRecord("source", route="github", open=True)]
     assert {record.token for record in kept.requests} == {"none"}
 
 

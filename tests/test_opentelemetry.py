@@ -11,6 +11,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from idp_middleware import ProxyRoute, Token, load_config
 from idp_middleware.errors import ConfigurationError, TokenSourceUnavailable
@@ -101,7 +103,7 @@ def test_durations_are_metrics_by_the_conventions():
         port = str(stack.api.port)
     for record in (
         CacheRecord("read"),
-        CircuitRecord("S", open=True),
+        CircuitRecord("S", route="github", open=True),
         TokenRecord(event="refused", route="github", source="S", caller="c"),
     ):
         seen.observer(record)
@@ -112,8 +114,33 @@ def test_durations_are_metrics_by_the_conventions():
     assert told["idp_middleware.source.duration", "Auth0Management", "obtained"] == 1
     assert told["idp_middleware.token.events", "S", "github", "refused"] == 1
     assert told["idp_middleware.shared_cache.failures", "read"] == 1
-    assert told["idp_middleware.source.circuit_open", "S"] == 1
+    assert told["idp_middleware.source.circuit_open", "S", "github"] == 1
     assert {name for name, *_ in told} == {"http.server.request.duration", "http.client.request.duration", *METRICS}
+
+
+def test_a_route_is_one_series_however_many_tenants_it_is_mounted_for():
+    """`http.route` is a metric's label: the conventions want it to have few values."""
+    seen = Seen()
+
+    def wrap(middleware):
+        mounted = Starlette(routes=[Mount("/{tenant}", app=middleware)])
+
+        async def app(scope, receive, send):
+            # Starlette tells no lifespan to what is mounted.
+            await (mounted if scope["type"] == "http" else middleware)(scope, receive, send)
+
+        return app
+
+    with running(observers=[seen.observer], wrap=wrap) as stack, stack.client() as client:
+        for number, tenant in enumerate(("acme", "initech"), start=1):
+            assert client.get(f"/{tenant}/idp/github/user").status_code == 200
+            spans = seen.spans(SpanKind.SERVER, number)
+    assert {span.name for span in spans} == {"GET /idp/github/{path}"}
+    assert [span.attributes["url.path"] for span in spans] == [
+        "/acme/idp/github/REDACTED",
+        "/initech/idp/github/REDACTED",
+    ]
+    assert seen.metrics()["http.server.request.duration", "/idp/github/{path}", "1.1", "200", "GET", "http"] == 2
 
 
 @pytest.mark.parametrize("propagate", [False, True])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
@@ -15,6 +17,7 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import HTTPConnection
 
 from idp_middleware import Caller, IdPMiddleware, ProxyRoute, load_config, sources
 from idp_middleware.errors import ConfigurationError
@@ -101,7 +104,8 @@ def test_everything_that_can_happen_is_counted():
         ),
         TokenRecord(event="refused", route="github", source="S", caller="c"),
         CacheRecord("read"),
-        CircuitRecord("S", open=True),
+        CircuitRecord("S", route="github", open=True),
+        CircuitRecord("S", route="slack", open=False),
     ):
         prometheus(record)
     told = scraped(prometheus).text
@@ -116,10 +120,12 @@ def test_everything_that_can_happen_is_counted():
     assert value(told, "idp_middleware_source_seconds_bucket", source="S", le="5.0") == 0
     assert value(told, "idp_middleware_token_events_total", event="refused") == 1
     assert value(told, "idp_middleware_shared_cache_failures_total", operation="read") == 1
-    assert value(told, "idp_middleware_source_circuit_open", source="S") == 1
+    # Two sources of a kind don't speak for each other.
+    assert value(told, "idp_middleware_source_circuit_open", source="S", route="github") == 1
+    assert value(told, "idp_middleware_source_circuit_open", source="S", route="slack") == 0
     families = {re.sub(r"_(total|bucket|sum|count|created)$", "", name) for name, _ in samples(told)}
     assert families == {name.removesuffix("_total") for name in METRICS}
-    prometheus(CircuitRecord("S", open=False))
+    prometheus(CircuitRecord("S", route="github", open=False))
     assert value(scraped(prometheus).text, "idp_middleware_source_circuit_open", source="S") == 0
 
 
@@ -139,6 +145,31 @@ def test_an_apps_own_metrics_can_be_among_ours():
     told = scraped(prometheus).text
     assert value(told, "app_things_total") == value(told, "idp_middleware_requests_total") == 1
     assert not any(name.startswith("idp_middleware") for name in REGISTRY._names_to_collectors)
+
+
+async def test_slow_scrapes_delay_no_look_up_of_a_host_name():
+    """What threads asyncio has, upstreams' and identity providers' names are looked up in."""
+    go_on = threading.Event()
+
+    class Slow:
+        def collect(self):
+            go_on.wait(30)
+            return []
+
+    registry = CollectorRegistry()
+    prometheus = Prometheus(registry)
+    registry.register(Slow())
+    conn = HTTPConnection({"type": "http", "headers": []})
+    scrapes = [asyncio.create_task(prometheus.answer(conn)) for _ in range(64)]
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(10):
+            await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+        assert not any(scrape.done() for scrape in scrapes)
+    finally:
+        go_on.set()
+        answers = await asyncio.gather(*scrapes)
+    assert {answer.status_code for answer in answers} == {200}
 
 
 async def nobody(conn) -> Caller:

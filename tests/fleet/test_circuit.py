@@ -25,6 +25,7 @@ from idp_middleware.errors import (
     TokenSourceTimeout,
     TokenSourceUnavailable,
 )
+from idp_middleware.observers import CircuitRecord
 from tests.stack import running
 
 DOWN = TokenSourceUnavailable("unreachable")
@@ -132,7 +133,10 @@ async def test_it_opens_for_all_once_one_got_through(
     assert await probing == [Token("back")]
     assert await users.next(50) == [Token("back")] * 50
     said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert said == ["Source is down (5 failures in a row), and asked only now and then", "Source answers again"]
+    assert said == [
+        "Source (github) is down (5 failures in a row), and asked only now and then",
+        "Source (github) answers again",
+    ]
 
 
 async def test_who_comes_back_does_so_a_few_at_a_time(users: Users, clock: Any) -> None:
@@ -178,6 +182,79 @@ async def test_failures_between_answers_are_weather(users: Users) -> None:
         users.source.says = IdentityNotLinked("none")
         await users.next()
     assert users.source.asked == 25
+
+
+async def test_a_user_for_whom_the_source_always_fails_is_no_outage(users: Users, clock: Any) -> None:
+    """What Auth0 keeps of one user may make it answer 500, and their page asks ever again: nobody else is to pay."""
+    answers = Source()
+
+    async def token(caller: Caller, route: ProxyRoute, *, refused: Token | None = None) -> Token:
+        if caller.subject == "mallory":
+            users.source.asked += 1
+            raise DOWN
+        return await answers.token(caller, route, refused=refused)
+
+    users.source.token = token  # type: ignore[method-assign]
+    mallory = Caller("mallory")
+    for asked in range(50):
+        with pytest.raises(TokenSourceUnavailable):
+            await users.engine.token(mallory, users.route)
+        assert await users.next() == [Token("fine")], f"after {asked + 1} failures"
+    users.source.asked = 0
+    for _ in range(20):
+        with pytest.raises(TokenSourceUnavailable):
+            await users.engine.token(mallory, users.route)
+    assert users.source.asked == 5
+    answers.gate.clear()
+    crowd = asyncio.create_task(users.next(50))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert answers.at_once == 50
+    answers.gate.set()
+    assert await crowd == [Token("fine")] * 50
+
+
+async def test_a_second_user_who_fails_makes_it_an_outage(
+    users: Users, clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However it began; and only then does the log say so."""
+    users.source.says = DOWN
+    for _ in range(20):
+        with pytest.raises(TokenSourceUnavailable):
+            await users.engine.token(Caller("first"), users.route)
+    assert users.source.asked == 5
+    assert not caplog.records
+    clock.shift(100)
+    await users.next()
+    assert users.source.asked == 6
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    # One looks again, since the wait is over; then nobody.
+    await users.next()
+    await users.next(50)
+    assert users.source.asked == 7
+    assert len(caplog.records) == 1
+
+
+async def test_each_route_of_a_source_that_is_down_is_told(clock: Any) -> None:
+    """By source alone, two of a kind would overwrite each other; a route that is new to it joins in."""
+    told: list[Any] = []
+    engine, source = TokenEngine(observe=told.append), Source()
+    source.identity = ("one",)  # type: ignore[attr-defined]
+    source.says = DOWN
+    first, second, third = (
+        ProxyRoute("https://api.example.com", token_source=source, connection="github", name=name)
+        for name in ("first", "second", "third")
+    )
+    for number, route in enumerate((first, second, first, second, first, third)):
+        with pytest.raises(TokenSourceUnavailable):
+            await engine.token(Caller(f"user-{number}"), route)
+    assert told == [CircuitRecord("Source", route=name, open=True) for name in ("first", "second", "third")]
+    told.clear()
+    clock.shift(10)
+    source.says = Token("back")
+    await engine.token(Caller("alice"), second)
+    assert told == [CircuitRecord("Source", route=name, open=False) for name in ("first", "second", "third")]
+    await engine.aclose()
 
 
 async def test_tokens_that_are_held_serve_on(users: Users, clock: Any) -> None:

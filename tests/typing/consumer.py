@@ -233,6 +233,7 @@ def counts(record: Record) -> None:
         assert_type(record.operation, str)
     else:
         assert_type(record, CircuitRecord)
+        assert_type(record.route, str)
 
 
 observers: Sequence[Observer] = [AccessLog(), AuditLog(), counts]
