@@ -22,7 +22,7 @@ from idp_middleware._urls import parse_base_url
 from idp_middleware.errors import ConfigurationError, TokenSourceFailed, TokenSourceUnavailable
 from idp_middleware.sources._client_auth import ClientAuth
 from idp_middleware.sources._patient import PatientClient
-from idp_middleware.sources._rotation import PATIENCE_WITH_OTHERS, POLL, time_left
+from idp_middleware.sources._rotation import PATIENCE_WITH_OTHERS, POLL, ended, time_left
 from idp_middleware.stores import Claim, Entry, StoredToken, TokenKey, TokenStore
 
 _NOTHING_LEFT: Final = frozenset(
@@ -126,13 +126,18 @@ async def take_back(
 ) -> None:
     """Revoke what is stored under `key`, and forget it. From before the provider is asked on, nobody gets it any more.
 
-    A refresh under way is waited for, or what it brings would outlive this. Where `revoke` fails, the entry stays
-    withdrawn, to be taken back another time. `lasts` is how long `revoke` may take, in seconds.
+    A refresh under way is waited for, or what it brings would outlive this; where one comes back later than that, what
+    it brings is revoked, too. Where `revoke` fails, the entry stays as one that is to be revoked. What a login brings
+    meanwhile is none of this. `lasts` is how long `revoke` may take, in seconds.
 
     Raises what `revoke` does, and `TokenSourceUnavailable` where the refresh takes too long.
     """
-    give_up = monotonic() + PATIENCE_WITH_OTHERS
+    give_up, begun = monotonic() + PATIENCE_WITH_OTHERS, False
     while (entry := await _look(store, key)) is not None:
+        # Of one that is to be revoked, only a login makes one that is not.
+        if begun and not entry.revoked:
+            return
+        begun = entry.revoked
         wait = 0.0 if entry.claim is None else time_left(entry.claim)
         if wait > 0:
             if monotonic() >= give_up:
@@ -143,16 +148,13 @@ async def take_back(
         claimed = await store.compare_and_swap(replace(entry, claim=claim, withdrawn=True))
         if claimed is None:
             continue
+        begun = True
         try:
             await revoke(claimed.token)
         except BaseException:
-            await store.compare_and_swap(replace(claimed, claim=None))
+            await store.compare_and_swap(replace(claimed, claim=ended(claim)))
             raise
-        current = await _look(store, key)
-        # Another by now is what a new login has brought.
-        if current is not None and current.version == claimed.version:
-            await store.delete(key)
-        return
+        await store.delete(key, version=claimed.version)
 
 
 async def _look(store: TokenStore, key: TokenKey) -> Entry | None:

@@ -186,7 +186,7 @@ class Rotation:
             error = ReconnectRequired(str(exc), connection=claimed.key.connection)
         except MaybeSpent as exc:
             # Left behind from the start: nobody need wait for what will not come.
-            left_behind = replace(claim, lasts=0.0) if self._fatal else None
+            left_behind = ended(claim) if self._fatal else None
             outcome, error = replace(claimed, claim=left_behind), exc.error
         except IdPError as exc:
             outcome, error = replace(claimed, claim=None), exc
@@ -200,17 +200,21 @@ class Rotation:
         """Store the outcome of a claim; None where the entry is no longer the one that was claimed.
 
         A new token is stored as long as the refresh token is there that was spent for it: what others have noted beside
-        that, such as that it may be lost, is no longer so.
+        that, such as that it may be lost, is no longer so. Save that it is to be revoked: then nobody gets the new one,
+        but it is what has to be revoked now.
         """
         while True:
             stored = await self._insist(self._store.compare_and_swap, outcome)
             if stored is not None:
-                return stored
+                return None if stored.revoked else stored
             current = await self._insist(self._look, claimed.key)
             spent_for = outcome.token is not claimed.token
             if not spent_for or current is None or not _same(_refresh_token(current), _refresh_token(claimed)):
                 return None
-            outcome = replace(outcome, version=current.version)
+            if current.revoked and current.claim is not None:
+                outcome = replace(current, token=outcome.token, claim=ended(current.claim))
+            else:
+                outcome = replace(outcome, version=current.version)
 
     async def _insist(self, work: Callable[[_A], Awaitable[_T]], about: _A) -> _T:
         """What the store says, asked until it does: between a claim and its outcome there is no giving up."""
@@ -251,6 +255,11 @@ def _life(entry: Entry) -> float:
 def time_left(claim: Claim) -> float:
     """Seconds. A clock that was set back, or is ahead on another host, must not make a claim last for ever."""
     return claim.lasts - abs(time() - claim.at)
+
+
+def ended(claim: Claim) -> Claim:
+    """The same, without keeping anybody waiting."""
+    return replace(claim, lasts=0.0)
 
 
 def _refresh_token(entry: Entry) -> str:

@@ -115,10 +115,13 @@ class SQLAlchemyTokenStore(_HoldsSecret):
             written = (await connection.execute(change)).rowcount
         return replace(entry, version=version) if written else None
 
-    async def delete(self, key: TokenKey) -> None:
+    async def delete(self, key: TokenKey, *, version: str | None = None) -> None:
         """As `TokenStore.delete`."""
+        which = self._which(key)
+        if version is not None:
+            which += [self._rows.c.name == self._vault.name(key), self._rows.c.version == version]
         async with self._transaction() as connection:
-            await connection.execute(self._rows.delete().where(*self._which(key)))
+            await connection.execute(self._rows.delete().where(*which))
 
     async def aclose(self) -> None:
         """Close the connections of an engine that was made from a URL; a later call opens new ones."""

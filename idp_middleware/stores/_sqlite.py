@@ -109,10 +109,13 @@ class SQLiteTokenStore(_HoldsSecret):
         )
         return replace(entry, version=version) if written else None
 
-    async def delete(self, key: TokenKey) -> None:
+    async def delete(self, key: TokenKey, *, version: str | None = None) -> None:
         """As `TokenStore.delete`."""
         query, values = self._which(key)
-        delete = f"DELETE FROM tokens {query}"  # noqa: S608 - either of two texts of ours
+        if version is not None:
+            query = "WHERE owner = ? AND name = ? AND version = ?"
+            values = (self._vault.owner(key), self._vault.name(key), version)
+        delete = f"DELETE FROM tokens {query}"  # noqa: S608 - one of three texts of ours
         await self._run(lambda db: db.execute(delete, values))
 
     async def aclose(self) -> None:

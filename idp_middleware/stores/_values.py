@@ -75,8 +75,9 @@ class Entry(_HoldsSecret):
     """A token as a store has it.
 
     `version` is different after every write, never the same twice. `stored_at` is when the token came, in seconds since
-    the epoch. `withdrawn` says that the provider takes the refresh token no longer, or that it may be spent: the user
-    has to connect the account again, and the app's next `put` makes it an ordinary entry.
+    the epoch. `withdrawn` says that the provider takes the refresh token no longer, or that it may be spent, or that
+    the user wants it revoked: the user has to connect the account again, and the app's next `put` makes it an ordinary
+    entry.
     """
 
     key: TokenKey
@@ -86,6 +87,11 @@ class Entry(_HoldsSecret):
     claim: Claim | None = None
     withdrawn: bool = False
     _whole: Any = field(default=KEPT_WHOLE, init=False, repr=False, compare=False)
+
+    @property
+    def revoked(self) -> bool:
+        """Whether it is to be revoked: by who has the claim, or where that is over, by the next who is asked to."""
+        return self.withdrawn and self.claim is not None
 
 
 class TokenStore(Protocol):
@@ -108,6 +114,10 @@ class TokenStore(Protocol):
         """Write `entry` if what is stored still has its version, and return it with the new one; None if not."""
         ...
 
-    async def delete(self, key: TokenKey) -> None:
-        """Forget one account; without `key.account`, all that the user has of this connection."""
+    async def delete(self, key: TokenKey, *, version: str | None = None) -> None:
+        """Forget one account; without `key.account`, all that the user has of this connection.
+
+        With a `version`, exactly the entry of that key, and only if it still has that one, in one step: what was put
+        meanwhile stays.
+        """
         ...

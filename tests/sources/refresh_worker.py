@@ -34,8 +34,8 @@ class Deadly:
     async def put(self, key: TokenKey, token: StoredToken) -> None:
         await self.inner.put(key, token)
 
-    async def delete(self, key: TokenKey) -> None:
-        await self.inner.delete(key)
+    async def delete(self, key: TokenKey, *, version: str | None = None) -> None:
+        await self.inner.delete(key, version=version)
 
     async def compare_and_swap(self, entry: Entry) -> Entry | None:
         if self.when == "answered" and entry.claim is None:

@@ -164,3 +164,26 @@ async def test_stores_say_which_they_are(make_store: MakeStore) -> None:
     assert one.identity == make_store([Fernet.generate_key().decode()]).identity
     assert repr(one).startswith(type(one).__name__)
     assert KEY not in repr(one) + str(one.identity)
+
+
+async def test_what_was_deleted_by_its_version_is_no_later_one(store: TokenStore, alice: TokenKey) -> None:
+    """A login in the instant of a revocation must not be lost; look and deed are one step."""
+    await store.put(alice, TOKEN)
+    (first,) = await store.get(alice)
+    await store.put(alice, replace(TOKEN, access_token="new"))
+    await store.delete(alice, version=first.version)
+    (second,) = await store.get(alice)
+    assert second.token.access_token == "new"
+    await store.delete(alice, version=second.version)
+    assert await store.get(alice) == []
+    await store.delete(alice, version=second.version)
+
+
+async def test_deleted_by_its_version_is_one_entry_only(store: TokenStore, alice: TokenKey) -> None:
+    """A key without an account then means the entry without one, and no other of the user's."""
+    named = replace(alice, account="101")
+    await store.put(alice, TOKEN)
+    await store.put(named, TOKEN)
+    (plain,) = [entry for entry in await store.get(alice) if entry.key == alice]
+    await store.delete(alice, version=plain.version)
+    assert [entry.key for entry in await store.get(alice)] == [named]
