@@ -31,7 +31,8 @@ COOL_DOWN: Final = (1.0, 30.0)
 """Seconds that it stays open: doubling from, up to."""
 
 AT_ONCE: Final = 100
-"""That ask one source from one process; with more, a slow source would gather all requests there are."""
+"""That ask one source from one process, and as many that have it take back; with more, a slow source would gather all
+requests there are."""
 
 PATIENCE: Final = 5.0
 """Seconds of waiting for one of those turns."""
@@ -55,6 +56,7 @@ class Circuit:
         self._observe = observe
         self._routes: list[str] = []
         self._turns = Turns(AT_ONCE, patience=PATIENCE)
+        self._revoking = Turns(AT_ONCE, patience=PATIENCE)
         self._failures = 0
         self._failing: set[Hashable] = set()
         """Whose they are; of more than one, two."""
@@ -93,6 +95,15 @@ class Circuit:
                     self._probing = False
             self._answered()
             return answer
+
+    async def take_back(self, revoke: Callable[[], Awaitable[_T]]) -> _T:
+        """What `revoke` returns or raises, in turns of its own and whether it is open or not.
+
+        Revocation has an endpoint of its own, often at another server; and must not wait until a source that hangs has
+        given everybody their token.
+        """
+        async with self._revoking.turn():
+            return await revoke()
 
     def _open_for(self, whose: Hashable) -> bool:
         return self._opened > 0 and (len(self._failing) > 1 or whose in self._failing)

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from idp_middleware._limits import Slots
 from idp_middleware._observation import Exporter
 from idp_middleware._public_urls import mount_of
 from idp_middleware._revocation import Revocations
@@ -43,6 +44,12 @@ LOOK_UPS: Final = 8
 
 LOOK_UPS_WITHIN: Final = 5.0
 """Seconds for all of them. What takes longer goes on, and is there for the next request."""
+
+OVERVIEWS: Final = 4
+"""That one caller may have under way at a time."""
+
+REVOCATIONS: Final = 4
+"""The same, of each route: as many as a page may begin at once, for a user with several accounts."""
 
 Endpoint: TypeAlias = Callable[[HTTPConnection], Awaitable[Response]]
 
@@ -77,7 +84,12 @@ class OwnEndpoints:
             b"/ready": self._ready,
         }
         # Of an upstream with such a path of its own, all but this one spelling of it is the upstream's.
-        self._tokens_of = {b"/%s/token" % route.name.encode(): partial(self._revoke, route) for route in routes}
+        # Slots of their own: streams that fill a route must not keep anybody from having a stolen token revoked.
+        self._tokens_of = {
+            b"/%s/token" % route.name.encode(): partial(self._revoke, route, Slots(None, REVOCATIONS))
+            for route in routes
+        }
+        self._overviews = Slots(None, OVERVIEWS)
         if metrics is not None:
             self._metrics = metrics
             self._endpoints[b"/metrics"] = self._scrape
@@ -101,7 +113,7 @@ class OwnEndpoints:
         """
         return _told(conn, 503, "closing") if self.closing else _told(conn, 200, "ok")
 
-    async def _revoke(self, route: ProxyRoute, conn: HTTPConnection) -> Response:
+    async def _revoke(self, route: ProxyRoute, slots: Slots, conn: HTTPConnection) -> Response:
         """Revoke the caller's token. The route's methods and paths are about its upstream, and don't matter here.
 
         Raises an `IdPError`.
@@ -110,7 +122,7 @@ class OwnEndpoints:
         route.check_scopes(caller.scopes)
         if route.authorize is not None:
             await ask(route.authorize, caller, conn)
-        await self._revocations.revoke(caller, route)
+        await self._revocations.revoke(caller, route, slots.take(caller))
         return _answer(conn, Response(status_code=204))
 
     async def _scrape(self, conn: HTTPConnection) -> Response:
@@ -124,10 +136,14 @@ class OwnEndpoints:
         """
         caller = await self._authenticate(conn)
         _check_method(conn, "GET", "HEAD")
+        slot = self._overviews.take(caller)
         turns = asyncio.Semaphore(LOOK_UPS)
         within = asyncio.get_running_loop().time() + LOOK_UPS_WITHIN
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._entry(conn, caller, route, turns, within)) for route in self._routes]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._entry(conn, caller, route, turns, within)) for route in self._routes]
+        finally:
+            slot.give_back()
         told = {"subject": caller.subject, "routes": [task.result() for task in tasks]}
         return _answer(conn, JSONResponse(told))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from idp_middleware._limits import Slot
 from idp_middleware._loops import running_loop
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Caller
@@ -33,11 +34,13 @@ class Revocations:
         self._tokens = tokens
         self._under_way: set[asyncio.Task[None]] = set()
 
-    async def revoke(self, caller: Caller, route: ProxyRoute) -> None:
-        """Revoke a caller's token for a route. Raises as `TokenEngine.revoke`."""
+    async def revoke(self, caller: Caller, route: ProxyRoute, slot: Slot | None = None) -> None:
+        """Revoke a caller's token for a route, and give the slot back at its end. Raises as `TokenEngine.revoke`."""
         task = asyncio.create_task(self._tokens.revoke(caller, route))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+        if slot is not None:
+            task.add_done_callback(lambda _: slot.give_back())
         await asyncio.shield(task)
 
     async def aclose(self) -> None:

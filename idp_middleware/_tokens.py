@@ -114,7 +114,8 @@ class TokenEngine:
 
     async def _take_back(self, caller: Caller, route: ProxyRoute) -> None:
         if (revoke := getattr(route.source, "revoke", None)) is not None:
-            await guarded(route, revoke(caller, route))
+            plan = self._plans.get(id(route)) or self._plan(route)
+            await plan.circuit.take_back(lambda: guarded(route, revoke(caller, route)))
 
     async def forget(self, caller: Caller, route: ProxyRoute) -> None:
         """Drop all that is kept for a user on a route, whatever the account and scopes, in every process.

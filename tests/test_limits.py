@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
+import httpx
 import pytest
 from starlette.requests import HTTPConnection
 from websockets.exceptions import InvalidStatus
@@ -41,8 +45,10 @@ def streams(stack, *users, path=STREAM):
 def outcome(stack, user="alice", path="/idp/github/user"):
     with stack.client(user) as client:
         answer = client.get(path)
-    if answer.status_code < 400:
-        return answer.status_code
+    return answer.status_code if answer.status_code < 400 else outcome_of(answer)
+
+
+def outcome_of(answer):
     return (answer.status_code, answer.json()["type"].rpartition(":")[2], answer.headers["retry-after"])
 
 
@@ -200,6 +206,116 @@ def test_no_slot_is_lost_however_requests_end():
                 eventually(lambda user=user: another(user), within=15)
             # And there are no more of them than there were.
             assert (outcome(stack), outcome(stack, "bob")) == (TOO_MANY, OVERLOADED)
+
+
+class Held:
+    """A source that gives and takes back as soon as it may: how many of both are under way."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.revoking = self.asking = 0
+
+    async def token(self, caller, route, *, refused=None):
+        self.asking += 1
+        await self._may()
+        self.asking -= 1
+        return Token(USERS[caller.subject.removeprefix("auth0|")])
+
+    async def revoke(self, caller, route):
+        self.revoking += 1
+        await self._may()
+        self.revoking -= 1
+
+    async def _may(self):
+        while not self.open.is_set():  # noqa: ASYNC110 (it is set by another thread)
+            await asyncio.sleep(0.01)
+
+
+@contextmanager
+def held(**limits):
+    """A stack with such a source, and a way to leave requests of a user under way; they are answered in the end."""
+    source = Held()
+
+    def routes(api, _):
+        names = ("github", "other")
+        return {name: ProxyRoute(api, token_source=source, connection="github", **limits) for name in names}
+
+    with running(routes=routes) as stack, ThreadPoolExecutor(20) as pool:
+
+        def begin(method, path, user="alice"):
+            return pool.submit(lambda: status(stack, method, path, user))
+
+        try:
+            yield stack, source, begin
+        finally:
+            source.open.set()
+
+
+def status(stack, method, path, user="alice", **options):
+    with stack.client(user) as client:
+        answer = client.request(method, path, **options)
+    return answer.status_code if answer.status_code != 429 else outcome_of(answer)
+
+
+def impatient(stack, *request):
+    try:
+        return status(stack, *request, timeout=0.5)
+    except httpx.TimeoutException:
+        return "it waits"
+
+
+def test_a_caller_revokes_so_many_times_at_a_time():
+    """Each may go to the provider. On another route, and for others, that is another matter."""
+    with held() as (stack, source, begin):
+        under_way = [begin("DELETE", "/idp/github/token") for _ in range(4)]
+        eventually(lambda: source.revoking == 4)
+        assert status(stack, "DELETE", "/idp/github/token") == TOO_MANY
+        elsewhere = [begin("DELETE", "/idp/other/token"), begin("DELETE", "/idp/github/token", "bob")]
+        eventually(lambda: source.revoking == 6)
+        source.open.set()
+        assert [each.result(10) for each in (*under_way, *elsewhere)] == [204] * 6
+        assert status(stack, "DELETE", "/idp/github/token") == 204
+
+
+def test_a_revocation_counts_until_its_end_though_its_caller_leaves():
+    """It goes on; whoever leaves at once could else begin any number of them."""
+    with held() as (stack, source, _):
+        for number in range(4):
+            with stack.connect() as client:
+                client.send(stack.raw_request("DELETE", "/idp/github/token", close=False))
+                eventually(lambda number=number: source.revoking == number + 1)
+        # Leaving is noticed a moment later.
+        time.sleep(0.3)
+        assert status(stack, "DELETE", "/idp/github/token") == TOO_MANY
+        source.open.set()
+        eventually(lambda: status(stack, "DELETE", "/idp/github/token") == 204)
+
+
+def test_a_revocation_needs_no_slot_of_its_route():
+    """Who holds all of them with a stolen token must not keep its owner from having it revoked."""
+    with held(max_concurrent=1, max_concurrent_per_caller=1) as (stack, source, _):
+        source.open.set()
+        with streams(stack, "alice"):
+            assert outcome(stack) == TOO_MANY
+            assert status(stack, "DELETE", "/idp/github/token") == 204
+            assert status(stack, "GET", "/idp") == 200
+
+
+def test_a_caller_looks_so_many_times_at_a_time():
+    """Each look may ask for the tokens of all routes. Who leaves gives the place back."""
+    with held() as (stack, source, begin):
+        with ExitStack() as leaving:
+            for _ in range(4):
+                client = leaving.enter_context(stack.connect())
+                client.send(stack.raw_request("GET", "/idp", close=False))
+            eventually(lambda: impatient(stack, "GET", "/idp") == TOO_MANY)
+            bobs = begin("GET", "/idp", "bob")
+            # One question for each user and route, whoever waits for it.
+            eventually(lambda: source.asking == 4)
+        eventually(lambda: impatient(stack, "GET", "/idp") == "it waits")
+        source.open.set()
+        assert bobs.result(10) == 200
+        eventually(lambda: status(stack, "GET", "/idp") == 200)
 
 
 @pytest.mark.parametrize("limit", ["max_concurrent", "max_concurrent_per_caller"])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import parse_qsl
@@ -525,6 +526,42 @@ async def test_the_apps_own_code_revokes_as_a_caller_does():
     assert "s3cret" not in str(caught.value)
     with pytest.raises(errors.ConfigurationError):
         await idp.revoke("none", alice)
+    await idp.aclose()
+
+
+async def test_a_source_takes_back_so_many_at_a_time(monkeypatch):
+    """One that hangs must neither gather all there are nor keep anybody from their token."""
+    monkeypatch.setattr("idp_middleware._circuit.PATIENCE", 0.1)
+    may = asyncio.Event()
+
+    class Source:
+        identity = ("mine",)
+
+        async def token(self, caller, route, *, refused=None):
+            return Token("provider-token")
+
+        async def revoke(self, caller, route):
+            await may.wait()
+
+    async def authenticate(conn):
+        return Caller("alice")
+
+    async def user(request):
+        return httpx.Response(200)
+
+    source = Source()
+    idp = IdPMiddleware(
+        # Two routes, which are one source's.
+        routes={name: ProxyRoute("https://api.example.com", token_source=source) for name in ("one", "two")},
+        authenticator=authenticate,
+        transport=httpx.MockTransport(user),
+    )
+    crowd = [idp.revoke(("one", "two")[n % 2], Caller(f"user-{n}")) for n in range(130)]
+    under_way = asyncio.gather(*crowd, return_exceptions=True)
+    await asyncio.sleep(0.5)
+    assert (await idp.client("one", Caller("alice")).get("/user")).status_code == 200
+    may.set()
+    assert Counter(map(type, await under_way)) == {type(None): 100, errors.TokenSourceBusy: 30}
     await idp.aclose()
 
 
