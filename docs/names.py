@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from typing import Any
 
-from docs.docstrings import Described, linked
 from idp_middleware import errors
+from idp_middleware._meanings import Described
 
 MODULES = (
     "",
@@ -108,3 +109,8 @@ def _short(value: Any) -> str:
     if "factory" in text or " at 0x" in text or len(text) > 60:
         return "…"
     return text
+
+
+def linked(text: str) -> str:
+    """With plain URLs as links, short ones."""
+    return re.sub(r"(?<![<(`])https://[^\s,`)]+[^\s,.;`)]", lambda url: f"<{url[0]}>", text)

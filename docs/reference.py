@@ -1,7 +1,7 @@
 """Markdown made from the code: keys of the configuration file, public names, presets, problems, the command line.
 
-Knows signatures, annotations and docstrings, and reads them with the eyes of the configuration file itself
-(`_config_types`), so that a key that is missing here is missing there too. A docstring's `Args` are its keys' meanings.
+Knows Markdown, and how pages show things. What there is to show is the code's own word: `idp_middleware._meanings`
+reads keys and docstrings, with the eyes of the configuration file itself.
 """
 
 from __future__ import annotations
@@ -14,78 +14,24 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from docs.docstrings import Described, linked
-from docs.names import names
-from idp_middleware import ProxyRoute, Rule, Timeout, TokenCache, config, errors, providers, sources
+from docs.names import linked, names
+from idp_middleware import ProxyRoute, Rule, Timeout, TokenCache, _meanings, config, errors, providers, sources
 from idp_middleware._cli import _parser
-from idp_middleware._config_file import SECRETS
-from idp_middleware._config_types import in_words, vocabulary
-
-_SHARED = {
-    "client_secret": "the app's password there",
-    "client_auth": "how it is sent: `post`, in the body, or `basic`, in the `Authorization` header",
-    "private_key": "instead of a secret, the key in PEM that signs a statement for each request (`private_key_jwt`)",
-    "key_id": "the key's name at the server, where the client has several there",
-    "issuer": "the server's name, where signed statements have to be for that rather than for the endpoint",
-    "allow_insecure": "permit `http://` to a host that is not loopback",
-    "timeout": "bounds on waiting for the server; see [time-outs](#time-outs)",
-    "domain": "the tenant, such as `acme.eu.auth0.com`",
-    "upstream": "the base URL, where it is not the preset's own",
-    "encryption_keys": "Fernet keys: the first encrypts, all of them decrypt; see [secrets](#secrets)",
-    "url": "`redis://[[user]:password@]host[:port][/db]`, or `rediss://` for TLS",
-}
-"""What keys mean whose meaning is told in prose in the code, or where several share it."""
+from idp_middleware._meanings import Described
 
 
 def keys(factory: Callable[..., Any], *, without: Iterable[str] = ()) -> str:
     """A table of the keys that stand for the arguments of `factory`."""
-    described, defaults = meanings(factory), _defaults(factory)
-    rows = []
-    for key, (kind, required) in vocabulary(factory).items():
-        if key in without:
-            continue
-        what = in_words(kind)
-        if key == "max_body":
-            what += ' or a size such as "10MiB"'
-        if key in SECRETS:
-            what += " **(secret)**"
-        default = "**required**" if required else _written(defaults.get(key))
-        rows.append(f"| `{key}` | {what} | {default} | {_cell(described[key])} |")
-    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
+    return _table(key for key in _meanings.keys(factory) if key.name not in without)
 
 
-def meanings(factory: Callable[..., Any]) -> dict[str, str]:
-    """What each key means, from the docstring that tells it: its own, or the one its options are handed on to."""
-    own, routes = Described(factory).arguments, Described(ProxyRoute).arguments
-    found = {}
-    for key in vocabulary(factory):
-        meaning = own.get(key) or (routes.get(key) if factory in _ROUTES else None) or _SHARED.get(key)
-        if meaning in (None, "as above."):
-            meaning = _mentioned(key, factory)
-        found[key] = meaning
-    return found
-
-
-def _mentioned(key: str, factory: Callable[..., Any]) -> str:
-    """The sentence of the prose that a key is in."""
-    prose = " ".join(Described(factory).prose.partition("\n- ")[0].split())
-    for sentence in re.split(r"(?<=[.:;]) (?=[A-Z`])", prose):
-        if f"`{key}`" in sentence:
-            return sentence.rstrip(";")
-    raise LookupError(f"{factory.__name__}: no docstring says what {key} means")
-
-
-def _defaults(factory: Callable[..., Any]) -> dict[str, Any]:
-    found = dict(_TYPED_DEFAULTS)
-    for each in (ProxyRoute, factory) if factory in _ROUTES else (factory,):
-        for name, parameter in inspect.signature(each).parameters.items():
-            if parameter.default is not parameter.empty and "factory" not in repr(parameter.default):
-                found[name] = parameter.default
-    return found
-
-
-_TYPED_DEFAULTS: Mapping[str, Any] = {"client_auth": "post", "allow_insecure": False}
-_ROUTES = (ProxyRoute, *providers.PRESETS.values())
+def _table(listed: Iterable[_meanings.Key]) -> str:
+    rows = [
+        f"| `{key.name}` | {key.kind}{' **(secret)**' if key.secret else ''} | "
+        f"{'**required**' if key.required else _written(key.default)} | {_cell(key.meaning)} |"
+        for key in listed
+    ]
+    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows]) if rows else ""
 
 
 def _written(value: Any) -> str:
@@ -137,21 +83,15 @@ def _presets() -> str:
     overview = ["| `provider` | leads to | needs besides | a refused token looks like |", "|---|---|---|---|"]
     parts = []
     for name, preset in providers.PRESETS.items():
-        own = {key: kind for key, kind in vocabulary(preset).items() if key not in vocabulary(ProxyRoute)}
-        needed = ", ".join(f"`{key}`" for key, (_, required) in own.items() if required)
+        own = _meanings.own_keys(preset)
+        needed = ", ".join(f"`{key.name}`" for key in own if key.required)
         base = inspect.signature(preset).parameters["upstream"].default
         said = Described(preset).prose
         refused = re.search(r"- Refused: (.*?)\. ", " ".join(said.split()) + " ")
         overview.append(
             f"| [`{name}`](#{name}) | `{base}` | {needed} | {refused[1] if refused else 'as its sibling'} |"
         )
-        rows = [
-            f"| `{key}` | {in_words(kind)}{' **(secret)**' if key in SECRETS else ''} | "
-            f"{'**required**' if required else ''} | {_cell(meanings(preset)[key])} |"
-            for key, (kind, required) in own.items()
-        ]
-        table = ["| key | value | default | meaning |", "|---|---|---|---|", *rows] if rows else []
-        parts += [f"## {name} {{ #{name} }}", linked(said), "\n".join(table)]
+        parts += [f"## {name} {{ #{name} }}", linked(said), _table(own)]
     return "\n\n".join(["\n".join(overview), *filter(None, parts)])
 
 

@@ -1,4 +1,4 @@
-"""The command line: `idp-middleware init | check | call | serve | revoke | demo`.
+"""The command line: `idp-middleware init | check | call | serve | revoke | explain | demo`.
 
 Knows arguments, exit statuses and how a failure is said; what a command does is in the module it calls, imported only
 then, so that an extra is asked for only by the command that needs it.
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Sequence
@@ -105,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("--issuer", help="who vouches for the subject (default: the authenticator's issuer)")
     revoke.add_argument("--account", help="which account of the user, where several are linked")
     revoke.set_defaults(run=_revoke)
+
+    explain = commands.add_parser("explain", help="say more on a problem, or on a table of the configuration file")
+    explain.add_argument(
+        "topic", nargs="?", help="such as identity-not-linked, an answer's whole type, or routes (default: list them)"
+    )
+    explain.set_defaults(run=_explain)
 
     demo = commands.add_parser("demo", help="see it work on this machine, without an account anywhere")
     demo.add_argument("--once", action="store_true", help="end after the calls instead of serving on")
@@ -244,6 +251,13 @@ def _revoke(arguments: argparse.Namespace) -> int:
         print(asyncio.run(_revoke.revoke(config, **whose)))
     except CheckFailed as exc:
         raise _Failure(f"{exc}; {exc.todo}") from None
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from idp_middleware import _explain
+
+    print(_explain.explain(arguments.topic, width=min(shutil.get_terminal_size().columns, 100)))
     return 0
 
 

@@ -27,10 +27,10 @@ def read_token(path: str) -> str:
                 text = file.read(_MAX_TOKEN)
     except (OSError, UnicodeDecodeError) as exc:
         reason = getattr(exc, "strerror", None) or "is not text"
-        raise ConfigurationError(f"cannot be read as a token ({reason})", file=path) from None
+        raise ConfigurationError(f"cannot be read as a token ({reason})", key=path) from None
     token = text.strip().removeprefix("Bearer ")
     if not token or not token.isprintable() or " " in token:
-        raise ConfigurationError("holds no token: one line, without spaces", file=path)
+        raise ConfigurationError("holds no token: one line, without spaces", key=path)
     return token
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from idp_middleware._config_types import vocabulary
 from idp_middleware._jwt import JWTAuthenticator
+from idp_middleware._meanings import Described
 from idp_middleware._routes import ProxyRoute
 from idp_middleware.config import SOURCES
 from idp_middleware.errors import ConfigurationError
@@ -115,7 +116,7 @@ def draft(source: str, providers: Sequence[str]) -> Draft:
         "[authenticator]",
         'type = "jwt"',
     ]
-    jwt = _arguments(JWTAuthenticator)
+    jwt = Described(JWTAuthenticator).arguments
     lines += _given("issuer", json.dumps(plan.issuer), jwt["issuer"], variables)
     lines += _given("audience", '"${IDP_AUDIENCE}"', jwt["audience"], variables)
     lines += _options(JWTAuthenticator, ("jwks_url", "algorithms"), jwt)
@@ -125,7 +126,7 @@ def draft(source: str, providers: Sequence[str]) -> Draft:
     for number, (provider, name) in enumerate(named.items()):
         lines += ["", *_route(provider, source, name, variables)]
         if not number:
-            lines += _options(ProxyRoute, _ROUTE_KEYS, _arguments(ProxyRoute))
+            lines += _options(ProxyRoute, _ROUTE_KEYS, Described(ProxyRoute).arguments)
     lines += [
         "",
         *_comment("By default tokens are kept in process. This shares them with other workers and hosts, encrypted:"),
@@ -138,7 +139,7 @@ def draft(source: str, providers: Sequence[str]) -> Draft:
 
 def _source(kind: str, name: str, keys: Collection[str], variables: dict[str, str]) -> list[str]:
     factory = SOURCES[kind]
-    said = {**_arguments(ClientAuth), **_arguments(factory)}
+    said = {**Described(ClientAuth).arguments, **Described(factory).arguments}
     accepted = vocabulary(factory)
     lines = []
     for key in keys:
@@ -150,7 +151,7 @@ def _source(kind: str, name: str, keys: Collection[str], variables: dict[str, st
 
 
 def _route(provider: str, source: str, name: str, variables: dict[str, str]) -> list[str]:
-    preset, said = PRESETS[provider], _arguments(ProxyRoute)
+    preset, said = PRESETS[provider], Described(ProxyRoute).arguments
     needed = [key for key, (_, required) in vocabulary(preset).items() if required]
     # What a key is that only this preset has stands somewhere in what it says of itself.
     about = _about(preset) if needed else _about(preset).split("\n\n")[0]
@@ -190,13 +191,6 @@ def _options(factory: Callable[..., Any], keys: Iterable[str], said: dict[str, s
 def _about(what: object) -> str:
     """A docstring before its sections."""
     return re.split(r"\n\s*(?:- Refused|Args|Sources?|Raises):", inspect.getdoc(what) or "")[0].strip()
-
-
-def _arguments(what: object) -> dict[str, str]:
-    """What a docstring says of each argument."""
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(what) or "", re.M | re.S)
-    entries = re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", section[1] if section else "", re.M | re.S)
-    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _comment(text: str) -> list[str]:

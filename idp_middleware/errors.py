@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -42,7 +43,7 @@ PROBLEM_TYPE_PREFIX = "urn:idp-middleware:problem:"
 
 
 class ConfigurationError(ValueError):
-    """A mistake in the set-up, told in one line that names where it is.
+    """A mistake in the set-up, told in one line that names where it is, and for a file what explains it.
 
     `key`, `table` and `file` are filled in by whoever knows them on the way out.
     """
@@ -58,7 +59,15 @@ class ConfigurationError(ValueError):
 
     def __str__(self) -> str:
         where = [part for part in (self.file, f"[{self.table}]" if self.table else None, self.key) if part]
-        return f"{': '.join(where)}: {self.message}" if where else self.message
+        told = f"{': '.join(where)}: {self.message}" if where else self.message
+        return f"{told} (idp-middleware explain {self.topic})" if self.file else told
+
+    @property
+    def topic(self) -> str:
+        """What `idp-middleware explain` tells of this table by: `routes` of `routes.github`."""
+        if re.fullmatch(r"routes\..+\.rules(?: #\d+)?", self.table or ""):
+            return "rules"
+        return re.split(r"[. ]", self.table)[0] if self.table else "configuration"
 
 
 class CheckFailed(Exception):

@@ -24,7 +24,10 @@ upstream = "https://intranet.acme.example"
 source = "caller"
 """
 WRONG = FILE.replace("intranet]", "intranet]\nmethod = ['GET']")
-LINE = "idp-middleware: {}: [routes.intranet]: method: there is no such key; did you mean 'methods'?\n"
+LINE = (
+    "idp-middleware: {}: [routes.intranet]: method: there is no such key; did you mean 'methods'?"
+    " (idp-middleware explain routes)\n"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -150,7 +150,8 @@ def test_a_bad_configuration_is_one_line_and_status_2(arguments: list[str], caps
     assert main(arguments) == 2
     assert capsys.readouterr() == (
         "",
-        "idp-middleware: idp.toml: prefx: there is no such key; did you mean 'prefix'?\n",
+        "idp-middleware: idp.toml: prefx: there is no such key; did you mean 'prefix'?"
+        " (idp-middleware explain configuration)\n",
     )
 
 

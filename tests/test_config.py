@@ -204,7 +204,7 @@ def test_all_variables_that_are_missing_are_named_at_once(monkeypatch: pytest.Mo
     with pytest.raises(ConfigurationError) as caught:
         load(text)
     assert "variable AUTH0_CLIENT_ID is not set" in str(caught.value)
-    assert str(caught.value).endswith("set it where this runs, and also AUTH0_CLIENT_SECRET, UNSET")
+    assert caught.value.message.endswith("set it where this runs, and also AUTH0_CLIENT_SECRET, UNSET")
 
 
 def test_a_byte_order_mark_is_no_mistake() -> None:
@@ -236,7 +236,9 @@ def test_a_source_that_no_route_uses_is_a_warning(caplog: pytest.LogCaptureFixtu
     """It can do no harm, and a route commented out for an hour should not break the start."""
     with caplog.at_level(logging.WARNING):
         load(FILE + '[sources.spare]\ntype = "pass-through"\n')
-    assert [record.getMessage() for record in caplog.records] == ["idp.toml: [sources.spare]: no route uses it"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "idp.toml: [sources.spare]: no route uses it (idp-middleware explain sources)"
+    ]
 
 
 def test_http_is_for_loopback_or_with_permission() -> None:

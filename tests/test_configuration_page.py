@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from idp_middleware import load_config
+from idp_middleware._explain import explain, topics
 from idp_middleware.errors import ConfigurationError
 from tests.pages import DOCS
 from tests.test_config import AUTHENTICATOR, FILE, ROUTE, SOURCE
@@ -73,23 +74,39 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, value)
 
 
-def said(text: str | None) -> str:
+def error(text: str | None) -> ConfigurationError:
     if text is not None:
         Path("idp.toml").write_text(text)
     with pytest.raises(ConfigurationError) as caught:
         load_config("idp.toml")
-    return str(caught.value)
+    return caught.value
 
 
-def rows() -> dict[str, str]:
+def said(text: str | None) -> str:
+    return str(error(text))
+
+
+def rows(text: str | None = None) -> dict[str, str]:
     """Mistake → message, as the page has them."""
-    return dict(re.findall(r"^\| ([^|]+) \| ``? ?(.*?) ?``? \|$", PAGE.read_text(), re.M))
+    return dict(re.findall(r"^\| ([^|]+) \| ``? ?(.*?) ?``? \|$", text or PAGE.read_text(), re.M))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_page_has_what_is_said(mistake: str) -> None:
-    """Whoever looks a message up finds it, word for word."""
-    assert rows()[mistake] == said(MISTAKES[mistake]), mistake
+    """Whoever looks a message up finds it, word for word, up to the pointer that is the same for all of a section."""
+    exc = error(MISTAKES[mistake])
+    assert str(exc) == f"{rows()[mistake]} (idp-middleware explain {exc.topic})", mistake
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_a_message_points_to_speaks_of_it(mistake: str) -> None:
+    """The topic is there, with the message among its own; and it says what a key is that the file may have."""
+    exc = error(MISTAKES[mistake])
+    told = explain(exc.topic, width=10_000)
+    assert f"{mistake.replace('`', '')}\n    {rows()[mistake]}" in told.replace("`", "")
+    if exc.key not in (None, "conection", "authenticater", "health", "type"):
+        of_types = [explain(topic, width=100) for topic in topics()[2] if topic.startswith(f"{exc.topic}.")]
+        assert any(re.search(rf"^    {exc.key}: |`{exc.key}`", text, re.M) for text in [told, *of_types]), exc.key
 
 
 def test_the_page_has_no_other() -> None:

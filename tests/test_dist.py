@@ -71,6 +71,10 @@ def test_the_wheel_has_the_package_with_all_its_files_and_nothing_else(in_wheel:
     ours = tracked("idp_middleware")
     assert len([name for name in ours if not name.endswith(".py")]) > 5
     assert ours - set(in_wheel) == set()
+    pages = {name.removeprefix("docs/errors/") for name in tracked("docs/errors")}
+    assert {f"idp_middleware/_pages/{name}" for name in pages} == {
+        name for name in in_wheel if name.startswith("idp_middleware/_pages/")
+    }
     others = {name.partition("/")[0] for name in in_wheel} - {"idp_middleware"}
     assert others == {f"idp_middleware-{__version__}.dist-info", "pytest_idp_middleware.py"}
     assert not [name for name in in_wheel if re.search(r"(^|/)(tests?|bench\w*|__pycache__|\.\w+)/", name)]
@@ -159,3 +163,9 @@ def test_what_is_installed_does_the_main_job(installed: Path, tmp_path: Path) ->
     told = run(installed / "idp-middleware", "demo", "--once", cwd=tmp_path)
     assert "200" in told
     assert str(ROOT) not in told
+
+
+def test_what_is_installed_explains(installed: Path, tmp_path: Path) -> None:
+    """The pages come with it: an error's pointer leads somewhere on any machine."""
+    assert "WHO CAN MEND IT" in run(installed / "idp-middleware", "explain", "reconnect-required", cwd=tmp_path)
+    assert "max_concurrent: an integer" in run(installed / "idp-middleware", "explain", "routes", cwd=tmp_path)

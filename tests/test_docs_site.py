@@ -13,7 +13,7 @@ import pytest
 
 from docs import names, reference
 from docs.assemble import assemble, build
-from idp_middleware import config, load_config, providers
+from idp_middleware import _meanings, config, load_config, providers
 from idp_middleware._config_types import vocabulary
 from idp_middleware.errors import ConfigurationError
 from tests import pages
@@ -73,7 +73,7 @@ def test_links_to_other_places_are_https(site: Path) -> None:
 )
 def test_every_key_says_what_it_means(factory) -> None:
     """The reference is made of docstrings: one that leaves a key out is told here, by its name."""
-    meanings = reference.meanings(factory)
+    meanings = _meanings.meanings(factory)
     assert meanings.keys() == vocabulary(factory).keys()
     assert all(len(meaning) > 10 for meaning in meanings.values())
 
@@ -105,7 +105,7 @@ def test_the_reference_has_every_key_at_the_top_of_the_file(tmp_path: Path) -> N
     (tmp_path / "idp.toml").write_text("zzz = 1")
     with pytest.raises(ConfigurationError, match="there is no such key") as caught:
         load_config(tmp_path / "idp.toml")
-    known = str(caught.value).partition("; there is ")[2].split(", ")
+    known = caught.value.message.partition("; there is ")[2].split(", ")
     assert {"prefix", "routes"} < set(known)
     text = (pages.DOCS / "configuration.md").read_text()
     for key in known:
