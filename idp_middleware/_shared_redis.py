@@ -189,6 +189,8 @@ def open_redis(url: str, *, patience: float) -> RedisStore:
             timeout=patience,
             # Once more, at once: a Redis that was restarted has closed the connections that we kept.
             retry=Retry(NoBackoff(), 1),
+            # That a connection was reset while nobody used it, uvloop says so.
+            retry_on_error=[RuntimeError],
             **tls,
         )
     if pool is None:

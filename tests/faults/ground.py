@@ -147,12 +147,21 @@ class Ground:
         return token
 
     def settle(
-        self, name: str, *, keys: int = 0, tokens: int = 0, api: int = 0, tls: int = 0, redis: int = 0, user: str = ""
+        self,
+        name: str,
+        *,
+        keys: int = 0,
+        tokens: int = 0,
+        api: int = 0,
+        tls: int = 0,
+        redis: int = 0,
+        database: int = 0,
+        user: str = "",
     ) -> tuple[str, str]:
         """A middleware for a cell, and its user unless there is one; returns a caller's and the provider's token.
 
         The ports are those of proxies on the way to a party; 0 stands for the party's own. Without `redis` there is no
-        shared cache.
+        shared cache, which is in the `database` of that number.
         """
         issuer, tenant = self.tenant(keys or self.idp_port), self.tenant(tokens or self.idp_port)
         token = "" if user else self.user(name, keys=keys, tokens=tokens)
@@ -164,8 +173,9 @@ class Ground:
         )
         cache = None
         if redis:
-            url = f"redis://:{self.canaries['password of Redis']}@127.0.0.1:{redis}/0"
-            cache = TokenCache.from_url(url, encryption_keys=[self.canaries["encryption key"]])
+            cache = TokenCache.from_url(
+                self.redis_url(redis, database), encryption_keys=[self.canaries["encryption key"]]
+            )
         upstream = f"https://127.0.0.1:{tls}" if tls else f"http://127.0.0.1:{api or self.api_port}"
         self.cells.middlewares[name] = IdPMiddleware(
             routes={"github": ProxyRoute(upstream, token_source=source, connection="github", timeout=PATIENCE)},
@@ -174,6 +184,9 @@ class Ground:
             prefix=f"/{name}/idp",
         )
         return token, self.canaries[f"provider token of {user or name}"]
+
+    def redis_url(self, port: int, database: int) -> str:
+        return f"redis://:{self.canaries['password of Redis']}@127.0.0.1:{port}/{database}"
 
 
 class _Log(logging.Handler):
@@ -226,7 +239,7 @@ def ground(folder: Path) -> Iterator[Ground]:
         auth0.issuer = idp.url
         api = running.enter_context(serve(provider))
         tls = running.enter_context(serve(provider, ssl_certfile=str(files["chain"]), ssl_keyfile=str(files["key"])))
-        redis = running.enter_context(running_redis(folder, "--requirepass", password))
+        redis = running.enter_context(running_redis(folder, "--requirepass", password, "--databases", "2000"))
         _strangers.update(f"serve {server.url}" for server in (idp, api, tls))
         lines = running.enter_context(_logged())
         gateway = running.enter_context(serve(cells, log_level=None))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 
+from redis.asyncio import Redis
+
 from idp_middleware.testing.provider import BLOCK
 from tests.faults.caller import Heard, ask
 from tests.faults.ground import PATIENCE, Ground
@@ -22,6 +24,8 @@ STAGES: dict[str, Stage] = {**{stage.value: stage for stage in Stage}, AGAIN: St
 KEPT = (Stage.IDLE.value, AGAIN)
 SMALL, LARGE = BLOCK[:64], BLOCK[:20480]
 UPLOAD = bytes(8 * 1024 * 1024)
+ASKING = 0.3
+"""Seconds of an identity provider that takes its time."""
 
 Times = tuple[tuple[float, str], ...]
 """Upper bounds in seconds, and what a time below is called."""
@@ -109,7 +113,19 @@ CACHE = Party(
     mark=b"\r\n",
     inside=1,
 )
-PARTIES = (UPSTREAM, TLS, KEYS, TOKENS, RENEWAL, CACHE)
+WRITE = Party(
+    "The shared cache, as it is written to",
+    "redis",
+    CACHE_TIMES,
+    HTTP,
+    "Neither Redis nor this process holds the user's token. What the identity provider gives is kept in Redis for "
+    "other processes, and here it breaks between the one and the other. *and kept*: they find it there; else they ask "
+    "for themselves.",
+    CACHE.columns,
+    mark=b"\r\n",
+    inside=1,
+)
+PARTIES = (UPSTREAM, TLS, KEYS, TOKENS, RENEWAL, CACHE, WRITE)
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,8 @@ class Cell:
             return "it has begun to answer: see *garbage*"
         if self.fault in ("delay", "trickle") and self.stage is Stage.IDLE:
             return "nothing moves"
+        if self.party is WRITE and self.stage is Stage.BODY:
+            return "there is none in the reply"
         return ""
 
 
@@ -155,12 +173,12 @@ class Tried:
         return ", ".join(filter(None, (self.answer, self.time)))
 
 
-async def try_cell(cell: Cell, ground: Ground, name: str) -> Tried:
-    """Break it, ask, mend it, ask again, close; `name` is nobody else's."""
+async def try_cell(cell: Cell, ground: Ground, number: int) -> Tried:
+    """Break it, ask, mend it, ask again, close; `number` is no other cell's."""
     party = cell.party
     inside = 5000 if party is TLS and cell.stage is Stage.BODY else party.inside
     async with FaultProxy(_port_of(party, ground), mark=party.mark, inside=inside) as proxy:
-        attempt = _Attempt(cell, ground, name, proxy)
+        attempt = _Attempt(cell, ground, number, proxy)
         try:
             return await attempt.run()
         except TimeoutError:
@@ -173,17 +191,20 @@ def _port_of(party: Party, ground: Ground) -> int:
 
 
 class _Attempt:
-    def __init__(self, cell: Cell, ground: Ground, name: str, proxy: FaultProxy) -> None:
+    def __init__(self, cell: Cell, ground: Ground, number: int, proxy: FaultProxy) -> None:
         self.cell = cell
         self.ground = ground
-        self.name = name
+        self.number = number
+        # None is what another begins with.
+        self.name = f"cell{number:04}"
         self.proxy = proxy
         self.heard: list[Heard] = []
         self.wrong: list[str] = []
 
     async def run(self) -> Tried:
         cell, ground = self.cell, self.ground
-        token, refused = ground.settle(self.name, **{cell.party.way: self.proxy.port})
+        database = {"database": self.number} if cell.party is WRITE else {}
+        token, refused = ground.settle(self.name, **{cell.party.way: self.proxy.port}, **database)
         if cell.party is CACHE:
             # Another worker, who has what this one looks for.
             another = f"{self.name}-another"
@@ -192,6 +213,9 @@ class _Attempt:
             await self._close(another)
         first, token = token, await self._warm_up(token, refused)
         asked = self._look_ups()
+        if cell.party is WRITE:
+            heard, answer = await self._while_it_asks(token)
+            return await self._mended(token, heard, answer)
         await self.proxy.break_with(self._fault())
         if cell.stage is Stage.IDLE:
             # Long enough for the gateway to have noticed.
@@ -205,11 +229,32 @@ class _Attempt:
         answer = self._answer(heard)
         if cell.party is CACHE and heard.status == 200:
             answer += " from the cache" if self._look_ups() == asked else ""
-        self.proxy.mend()
         # A new key may be asked for again only after a while; whoever has a known one must not feel it.
-        await self._recovered(first if cell.party is KEYS and heard.status == 503 else token)
+        return await self._mended(first if cell.party is KEYS and heard.status == 503 else token, heard, answer)
+
+    async def _mended(self, token: str, heard: Heard, answer: str) -> Tried:
+        self.proxy.mend()
+        await self._recovered(token)
         await self._close(self.name)
         return Tried(answer, self._time(heard), tuple(self.wrong), tuple(self.heard))
+
+    async def _while_it_asks(self, token: str) -> tuple[Heard, str]:
+        """Break what it will write to while it asks the identity provider for what to write."""
+        kept, asked = await self._kept(), self._look_ups()
+        self.ground.auth0.stall(f"/api/v2/users/auth0|{self.name}", ASKING, times=1)
+        asking = asyncio.create_task(self._ask(token))
+        await self._until(lambda: self._look_ups() > asked, lambda: "the identity provider was not asked")
+        if self.cell.stage is Stage.CONNECT:
+            await self.proxy.break_with(Fault("reset", Stage.IDLE))
+        await self.proxy.break_with(self._fault())
+        heard = await asking
+        answer = self._answer(heard)
+        return heard, answer + (" and kept" if await self._kept() > kept else "")
+
+    async def _kept(self) -> int:
+        """How many tokens Redis holds."""
+        async with Redis.from_url(self.ground.redis_url(self.ground.redis_port, self.number)) as redis:
+            return len([name async for name in redis.scan_iter("idp-middleware:token:*}")])
 
     async def _warm_up(self, token: str, refused: str) -> str:
         """Bring about what there is before something breaks; returns the token of the caller who will meet it."""
@@ -227,7 +272,7 @@ class _Attempt:
             if cell.column in KEPT:
                 self._served(await self._ask(token), "the first request")
                 return ground.signed_anew(self.name, self.proxy.port)
-        elif cell.column in KEPT or (cell.party is CACHE and cell.stage is not Stage.CONNECT):
+        elif cell.column in KEPT or cell.party is WRITE or (cell.party is CACHE and cell.stage is not Stage.CONNECT):
             # Somebody else, for what is known of this one would be served without asking.
             other = ground.user(f"{self.name}-other", **{cell.party.way: self.proxy.port})
             self._served(await self._ask(other), "the first request")
@@ -268,7 +313,7 @@ class _Attempt:
         return heard.body in (SMALL, LARGE) or b'"size": 8388608' in heard.body
 
     def _time(self, heard: Heard) -> str:
-        if heard.status == 200 and heard.whole and self.cell.party is not CACHE:
+        if heard.status == 200 and heard.whole and self.cell.party.way != "redis":
             return "" if heard.seconds < PATIENCE.read else "slowly"
         for bound, called in self.cell.party.times:
             if heard.seconds < bound:
@@ -312,6 +357,6 @@ async def try_all(ground: Ground, chosen: list[Cell], *, at_once: int = 24, firs
 
     async def one(number: int, cell: Cell) -> tuple[Cell, Tried]:
         async with places:
-            return cell, await try_cell(cell, ground, f"cell{first + number}")
+            return cell, await try_cell(cell, ground, first + number)
 
     return dict(await asyncio.gather(*(one(*numbered) for numbered in enumerate(chosen))))
