@@ -1,12 +1,13 @@
-"""uvicorn's HTTP protocol, writing an answer's head together with what follows it.
+"""uvicorn's HTTP protocol, writing once what it would write piece by piece.
 
 `idp-middleware serve` runs on it. Who runs uvicorn themselves asks for it by its name:
 
     uvicorn idp_middleware.asgi:app --http idp_middleware.uvicorn:OneWrite
 
-uvicorn writes the head and the first piece of the body one after the other. Event loops that write at once (asyncio's,
-and uvloop's since 0.23) then make two system calls and two packets of what is one, and system calls are most of what
-a relayed request costs. Knows asyncio's transports only, not how uvicorn uses them.
+uvicorn writes the head and the first piece of the body one after the other, and each answer when it is ready. Event
+loops that write at once (asyncio's, and uvloop's since 0.23) then make two system calls and two packets of what is one,
+and wake the reader up each time; that is most of what a relayed request costs. Knows asyncio's transports only, not how
+uvicorn uses them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from idp_middleware._outbox import Outbox, outbox_of
+
 __all__ = ["OneWrite"]
 
 COPIED: Final = 64 * 1024
-"""Bytes up to which a piece of a body is joined to its head; longer ones are written after it, uncopied.
+"""Bytes up to which pieces are gathered; longer ones are written after them, uncopied.
 
 Not with `writelines`: asyncio's does not stop a fast sender before Python 3.12.9 and 3.13.2 (CVE-2024-12254), and fails
 on a connection that is lost before 3.13.10 and 3.14.1 (https://github.com/python/cpython/issues/136234).
@@ -27,48 +30,50 @@ on a connection that is lost before 3.13.10 and 3.14.1 (https://github.com/pytho
 
 
 class OneWrite(HttpToolsProtocol):
-    """uvicorn's own protocol on httptools, on a transport that holds a head back until the step it is written in ends.
+    """uvicorn's own protocol on httptools, on a transport that gathers what is written in one step of the event loop.
 
-    Whatever follows in the same step of the event loop leaves with it, and a head that nothing follows (of a stream
-    whose first piece is still to come) leaves right after that step.
+    It leaves right after the step, so that nobody waits for the next event of a stream to see this one.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast("asyncio.Transport", _Joining(transport, self.loop)))
+        super().connection_made(cast("asyncio.Transport", _Gathering(transport, outbox_of(self.loop))))
 
 
-class _Joining:
-    """A transport that joins a head to the next write."""
+class _Gathering:
+    """A transport that keeps short writes until the step is over."""
 
-    __slots__ = ("_head", "_let_go", "_loop", "_transport", "is_closing")
+    __slots__ = ("_held", "_outbox", "_release_later", "_size", "_transport", "is_closing")
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
         self._transport = transport
-        self._loop = loop
-        self._head: bytes | None = None
-        self._let_go = self._release
+        self._outbox = outbox
+        self._held: list[bytes] = []
+        self._size = 0
+        self._release_later = self._release
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        head = self._head
-        if head is not None:
-            self._head = None
-            if len(data) <= COPIED:
-                self._transport.write(head + data)
-            else:
-                self._transport.write(head)
+        size = len(data)
+        # No more than `COPIED` is held, so little waits that flow control does not see.
+        if self._size + size > COPIED:
+            self._release()
+            if size > COPIED:
                 self._transport.write(data)
-        elif data[:5] == b"HTTP/":
-            # At most one is held, so nothing waits that flow control does not see.
-            self._head = data
-            self._loop.call_soon(self._let_go)
-        else:
-            self._transport.write(data)
+                return
+        if not self._held:
+            self._outbox.add(self._release_later)
+        self._held.append(data)
+        self._size += size
 
     def _release(self) -> None:
-        head, self._head = self._head, None
-        if head is not None:
-            self._transport.write(head)
+        held = self._held
+        if held:
+            data = held[0] if len(held) == 1 else b"".join(held)
+            held.clear()
+            self._size = 0
+            # The caller may have left in between, and a closed transport of uvloop's raises.
+            if not self.is_closing():
+                self._transport.write(data)
 
     def __getattr__(self, name: str) -> Any:
         # Closing, another protocol's writes …: whatever comes next comes after what is held.

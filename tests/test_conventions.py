@@ -11,7 +11,7 @@ import idp_middleware
 
 PACKAGE = Path(idp_middleware.__file__).parent
 LAYERS = [
-    {"_fernet", "_loops", "_process", "_traces", "_version", "errors", "testing"},
+    {"_fernet", "_loops", "_outbox", "_process", "_traces", "_version", "errors", "testing"},
     {"_advice"},
     {"_types"},
     {"_observation"},

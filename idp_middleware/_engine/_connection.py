@@ -44,6 +44,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_pool",
+        "_request",
         "_response",
         "_sent",
         "_timeout",
@@ -52,6 +53,7 @@ class Connection(asyncio.Protocol):
         "_upload",
         "_waiter",
         "_writable",
+        "_write_later",
         "lost",
         "opened",
         "used",
@@ -69,6 +71,8 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._loop = loop
         self._parser = ResponseParser()
+        self._request = b""
+        self._write_later = self._write
         self._response: Response | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._upload: asyncio.Task[None] | None = None
@@ -91,18 +95,20 @@ class Connection(asyncio.Protocol):
         self._deadline.set(seconds)
 
     def begin(self, request: bytes, bodiless: bool, timeout: Timeout) -> Response:
-        """Write a request, whole or up to the body that `upload` sends; wait for its response with `expect_head`."""
+        """Send a request, whole or up to the body that `upload` sends; wait for its response with `expect_head`."""
         self._response = response = Response(self)
         self._timeout = timeout
         self._deadline.clear()
         self._unsent = sys.maxsize
         self.used = True
         self._parser.begin(response, bodiless)
-        self._transport.write(request)
+        self._request = request
+        self._pool.outbox.add(self._write_later)
         return response
 
     def upload(self, body: RequestBody) -> asyncio.Task[None]:
         """Send a body beside whatever else goes on; its errors become the response's."""
+        self._write()
         self._sent = False
         self._upload = task = self._loop.create_task(self._send(body))
         return task
@@ -215,6 +221,12 @@ class Connection(asyncio.Protocol):
         self._leave()
         self.lost.set_result(None)
 
+    def _write(self) -> None:
+        """Write the request that waits, unless the exchange is over by now or it has been written."""
+        request, self._request = self._request, b""
+        if request:
+            self._transport.write(request)
+
     # The ends of an exchange.
 
     def _finish(self, response: Response) -> None:
@@ -231,6 +243,7 @@ class Connection(asyncio.Protocol):
     def _leave(self) -> None:
         """Nothing is under way any more, and the pool has a place free."""
         response, self._response = self._response, None
+        self._request = b""
         if response is not None:
             response.connection = None
         self._stop_upload()

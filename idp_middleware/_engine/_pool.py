@@ -13,6 +13,7 @@ from collections import deque
 from idp_middleware._engine._connection import Connection
 from idp_middleware._engine._dial import dial
 from idp_middleware._engine._tls import SHUTDOWN_TIMEOUT
+from idp_middleware._outbox import outbox_of
 from idp_middleware._types import Timeout
 from idp_middleware._urls import Origin
 from idp_middleware.errors import UpstreamTimeout, UpstreamUnreachable
@@ -42,6 +43,7 @@ class Pool:
         # Nobody waits while there are idle ones.
         self._idle: list[Connection] = []
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
+        self.outbox = outbox_of(loop)
         self.version_and_host = b" HTTP/1.1\r\nhost: " + origin.authority
 
     def take(self) -> Connection | None:
