@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 RUN = {"python", "sh", "toml", "json"}
-SHOWN = {"http", "text", "js", "html", "yaml", "nginx", "dockerfile", "ini", "promql"}
-"""Languages that nothing here runs. What problems' pages have as `http` is compared with real answers elsewhere."""
+SHOWN = {"http", "text", "js", "yaml", "promql"}
+"""Languages that are no program of a page's own; `test_docs_shown.py` knows what becomes of each."""
 
 _BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 _VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)\}|environ\[\"(\w+)\"\]")

@@ -13,6 +13,8 @@ from idp_middleware.testing import serve
 from tests import pages
 
 ROOT = pages.ROOT
+OTHERS = ["ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/results.md", "examples/README.md"]
+"""Files with links, and without programs."""
 
 
 def test_every_block_has_a_test():
@@ -61,14 +63,14 @@ def test_a_configuration_block_loads(block, tmp_path, monkeypatch):
 
 def test_links_between_pages_lead_somewhere():
     """A file that moved is noticed here; anchors are the site's business (`test_docs_site`)."""
-    for page in [*pages.pages(), "ARCHITECTURE.md", "SECURITY.md"]:
+    for page in [*pages.pages(), *OTHERS]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
 def test_links_to_other_places_are_https():
     """And well-formed: what answers there is checked by nobody here."""
-    for page in [*pages.pages(), "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"]:
+    for page in [*pages.pages(), *OTHERS]:
         for url in re.findall(r"\]\(([a-z]+:[^)]*)\)|<(https?:[^>]*)>", (ROOT / page).read_text()):
             parts = urlsplit(url[0] or url[1])
             assert parts.scheme == "https", f"{page}: {url}"
