@@ -46,7 +46,7 @@ server=
 stop() {{
   if [ -n "$server" ]; then
     kill -INT -- "-$server"
-    wait "$server" || [ $? -eq 130 ] || [ $? -eq 2 ]
+    wait "$server" || [ $? -eq 130 ]
     server=
   fi
 }}

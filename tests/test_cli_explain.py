@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from docs.reference import problems
-from idp_middleware import ProxyRoute
+from idp_middleware import ProxyRoute, load_config
 from idp_middleware._cli import main
 from idp_middleware._explain import topics
 from idp_middleware._meanings import keys
@@ -80,6 +81,15 @@ def test_an_unknown_topic_is_a_wrong_argument(topic: str, hint: str, capsys: pyt
     """Status 2, and what may have been meant."""
     assert main(["explain", topic]) == 2
     assert capsys.readouterr().err == f"idp-middleware: there is no topic {topic!r}; {hint}\n"
+
+
+def test_each_table_of_the_file_is_a_topic(tmp_path: Path) -> None:
+    """The file's reader knows which there are: a new one needs its section, or its mistakes point to nothing."""
+    (tmp_path / "idp.toml").write_text("zzz = 1")
+    with pytest.raises(ConfigurationError, match="there is no such key") as caught:
+        load_config(tmp_path / "idp.toml")
+    known = set(caught.value.message.partition("; there is ")[2].split(", "))
+    assert known - set(topics()[1]) == {"prefix", "access_log", "audit_log", "metrics"}
 
 
 @pytest.mark.parametrize(
