@@ -33,7 +33,7 @@ def test_each_problem_is_explained(name: str, capsys: pytest.CaptureFixture[str]
     # Its words are those of the page, all of them.
     page = (DOCS / "errors" / f"{name}.md").read_text()
     prose = re.sub(r"```.*?```|\]\([^)]*\)|^#.*$|^\|[-|]+$", " ", page, flags=re.M | re.S)
-    assert set(re.findall(r"\w{5,}", prose)) - {"do", "says"} <= set(re.findall(r"\w{5,}", told))
+    assert set(re.findall(r"\w{5,}", prose)) <= set(re.findall(r"\w{5,}", told))
 
 
 @pytest.mark.parametrize("topic", ALL)

@@ -19,8 +19,17 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from idp_middleware import AnyOf, IdPMiddleware, JWTAuthenticator, ProxyRoute, SessionAuthenticator, sources
+from idp_middleware import (
+    AnyOf,
+    IdPMiddleware,
+    JWTAuthenticator,
+    ProxyRoute,
+    SessionAuthenticator,
+    load_config,
+    sources,
+)
 from idp_middleware._cli import main
+from idp_middleware.errors import ConfigurationError
 from idp_middleware.testing import World, serve
 from tests import pages
 from tests.at_home import AUDIENCE, Home
@@ -209,8 +218,16 @@ async def test_an_assertion_says_what_the_page_shows() -> None:
     assert shown == f"AssertionError: {caught.value}\n"
 
 
-def test_the_parts_of_a_message_are_pointed_at() -> None:
-    """Each corner below the character that its part begins with."""
+def test_the_parts_of_a_message_are_pointed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what is said, and each corner is below the character that its part begins with."""
+    monkeypatch.chdir(tmp_path)
+    text = pages.configuration('[cache]\nencryption_keys = ["${IDP_KEY}"]\n')
+    for name, value in pages.environment(text).items():
+        monkeypatch.setenv(name, value)
+    Path("idp.toml").write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_config("idp.toml")
     line, *below = texts("docs/errors/configuration.md")[0].splitlines()
-    begins = {line[row.index("└") :].partition(" ")[0] for row in below}
-    assert begins == {"idp.toml:", "[routes.github]:", "conection:", "there", "(idp-middleware"}
+    assert line == str(caught.value)
+    begins = [line[row.index("└") :].partition(" ")[0] for row in below]
+    assert begins == ["(idp-middleware", "is", "url:", "[cache]:", "idp.toml:"]
