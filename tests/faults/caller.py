@@ -70,6 +70,18 @@ async def ask(port: int, token: str, method: str, target: str, body: bytes = b""
     if body:
         lines.append(f"Content-Length: {len(body)}")
     sending = asyncio.create_task(_send(writer, "\r\n".join([*lines, "", ""]).encode() + body))
+    try:
+        return await hear(reader, started, longest=longest)
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def hear(reader: asyncio.StreamReader, started: float, *, longest: float = LONGEST) -> Heard:
+    """Take in an answer to what was sent at `started`, by the monotonic clock. Raises `TimeoutError` as `ask`."""
     recorded = _Recorded(reader)
     status, headers, whole, trickling, content = 0, dict[str, str](), False, False, bytearray()
     try:
@@ -82,12 +94,6 @@ async def ask(port: int, token: str, method: str, target: str, body: bytes = b""
         trickling = longest > SILENCE and time.monotonic() - recorded.at < SILENCE
         if not trickling:
             raise
-    finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
     return Heard(status, headers, bytes(content), whole, time.monotonic() - started, bytes(recorded.raw), trickling)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.faults.ground import PATIENCE, WITH_PROVIDERS
-from tests.faults.matrix import PARTIES, STAGES, Cell, Party, Tried, cells
+from tests.faults.matrix import PARTIES, Cell, Party, Tried, cells
 from tests.faults.proxy import FAULTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
@@ -28,8 +28,8 @@ _MEANS: Mapping[str, str] = {
 _HEAD = """\
 # When something breaks
 
-Who is behind the gateway may be down, slow, or not who they should be; the network may do anything. Here is what a
-caller gets then: for each party, each fault, and each moment at which it can set in.
+Who is behind the gateway may be down, slow, or not who they should be, and so may who is in front; the network may do
+anything. Here is what a caller gets then: for each party, each fault, and each moment at which it can set in.
 
 This page is written by `tests/faults/test_matrix.py`, which tries every cell on real sockets through a proxy that
 breaks connections, and fails where one turns out otherwise than it stands here.
@@ -72,10 +72,12 @@ def rendered(tried: Mapping[Cell, str]) -> str:
 
 
 def _table(party: Party, tried: Mapping[Cell, str]) -> str:
-    columns = [party.columns.get(stage, stage) for stage in STAGES]
+    columns = [party.columns.get(stage, stage) for stage in party.stages]
     lines = ["", f"## {party.name}", "", party.says, "", _row("fault", columns), _row("---", ["---"] * len(columns))]
     by_place = {(cell.fault, cell.column): cell for cell in cells() if cell.party is party}
-    rows = (_row(f"**{fault}**", [written(by_place[fault, stage], tried) for stage in STAGES]) for fault in FAULTS)
+    rows = (
+        _row(f"**{fault}**", [written(by_place[fault, stage], tried) for stage in party.stages]) for fault in FAULTS
+    )
     return "\n".join([*lines, *rows]) + "\n"
 
 
@@ -93,13 +95,15 @@ def said(tried: Tried) -> str:
 def read(text: str) -> dict[tuple[str, str, str], str]:
     """The cells of a page: party, fault and column → what it says."""
     found: dict[tuple[str, str, str], str] = {}
-    party, named = "", {party.name for party in PARTIES}
+    party, stages = "", {party.name: party.stages for party in PARTIES}
     for line in text.splitlines():
         if line.startswith("## "):
             party = line[3:]
-        elif line.startswith("| **") and party in named:
+        elif line.startswith("| **") and party in stages:
             fault, *said = (cell.strip() for cell in line.strip("|").split("|"))
-            found.update({(party, fault.strip("*"), stage): each for stage, each in zip(STAGES, said, strict=True)})
+            found.update(
+                {(party, fault.strip("*"), stage): each for stage, each in zip(stages[party], said, strict=True)}
+            )
     return found
 
 

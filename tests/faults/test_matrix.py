@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.attempts import try_all
 from tests.faults.ground import ground
-from tests.faults.matrix import Cell, cells, try_all
+from tests.faults.matrix import Cell, cells
 from tests.faults.page import PAGE, read, rendered, said, written
 from tests.stack import eventually
 
