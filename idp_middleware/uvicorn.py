@@ -21,8 +21,11 @@ from idp_middleware._outbox import Outbox, outbox_of
 
 __all__ = ["OneWrite"]
 
-COPIED: Final = 64 * 1024
-"""Bytes up to which pieces are gathered; longer ones are written after them, uncopied.
+SHORT: Final = 16 * 1024
+"""Bytes that may wait for the end of the step. What is long leaves at once, while the CPU has it in its cache."""
+
+JOINED: Final = 128 * 1024
+"""Bytes up to which a piece is copied behind what waits, which costs less than a write; longer ones follow.
 
 Not with `writelines`: asyncio's does not stop a fast sender before Python 3.12.9 and 3.13.2 (CVE-2024-12254), and fails
 on a connection that is lost before 3.13.10 and 3.14.1 (https://github.com/python/cpython/issues/136234).
@@ -54,16 +57,17 @@ class _Gathering:
 
     def write(self, data: bytes) -> None:
         size = len(data)
-        # No more than `COPIED` is held, so little waits that flow control does not see.
-        if self._size + size > COPIED:
+        if size > JOINED:
             self._release()
-            if size > COPIED:
-                self._transport.write(data)
-                return
-        if not self._held:
+            self._transport.write(data)
+            return
+        if not self._held and size <= SHORT:
             self._outbox.add(self._release_later)
         self._held.append(data)
         self._size += size
+        # Little waits that flow control does not see.
+        if self._size > SHORT:
+            self._release()
 
     def _release(self) -> None:
         held = self._held
