@@ -17,8 +17,8 @@ from idp_middleware._limits import Slot
 from idp_middleware._loops import running_loop
 from idp_middleware.errors import BadRequest, BodyTooLarge, ClientDisconnected
 
-WATCH_AFTER = 0.05
-"""Seconds of an exchange before somebody listens for the caller's leaving: most are over by then, and a task costs."""
+WATCH_AFTER = 0.025
+"""Seconds of an exchange before somebody listens for the caller's leaving: many are over by then, and a task costs."""
 
 LINGER = 1.0
 """Seconds that the rest of a body gets to arrive after an answer that did not wait for it."""

@@ -234,7 +234,7 @@ class IdPMiddleware:
                 # and an error can only leave as an exception, so that the server breaks the connection: a clean end
                 # would tell the caller that a truncated body is whole.
                 try:
-                    await self._relay(scope, send, inbound, route, target, response)
+                    await self._relay(scope, send, route, target, response)
                 finally:
                     await response.aclose()
         except ClientDisconnected:
@@ -263,7 +263,7 @@ class IdPMiddleware:
                 if response.status == 101:
                     await exchange.relay(caller)
                 else:
-                    await self._relay(exchange.scope, answer, exchange, route, target, response)
+                    await self._relay(exchange.scope, answer, route, target, response)
         except IdPError as exc:
             await self._answer(exc, scope, receive, answer)
         except ClientDisconnected:
@@ -332,13 +332,7 @@ class IdPMiddleware:
         return headers
 
     async def _relay(
-        self,
-        scope: Scope,
-        send: Send,
-        inbound: Inbound | WebSocketExchange,
-        route: ProxyRoute,
-        target: bytes,
-        response: UpstreamResponse,
+        self, scope: Scope, send: Send, route: ProxyRoute, target: bytes, response: UpstreamResponse
     ) -> None:
         """Send the response on as the raw bytes it is.
 
@@ -358,8 +352,6 @@ class IdPMiddleware:
         if response.complete:
             await send({"type": "http.response.body", "body": await response.read(), "more_body": False})
             return
-        # A stream: its caller may leave at any moment.
-        inbound.listen()
         last = False
         try:
             while not last:

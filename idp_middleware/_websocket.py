@@ -123,9 +123,6 @@ class WebSocketExchange:
     def limit(self, max_body: int | None) -> None:
         """There is no body."""
 
-    def listen(self) -> None:
-        """It always does."""
-
     async def read(self) -> bytes:
         """There is no body."""
         return b""
