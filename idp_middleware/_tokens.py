@@ -48,6 +48,7 @@ class TokenEngine:
     - `async revoke(caller, route) -> None`: takes the user's token back at the provider, or at least gives it out no
       more; there being none is no error, and an `errors.TokenError` says that it may still be good. Without it, what
       is revoked is only forgotten.
+    - `at_hand: bool`: whether nobody is asked, so that there is nothing to wait for, to bound or to report.
     - `connect_url: str | None`, where a user connects an account, for tokens that lack scopes.
 
     Routes are expected to live as long as the engine. `observe` is told what happens, and never raises.
@@ -153,6 +154,8 @@ class TokenEngine:
     async def _ask(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:
         """The source's answer, in place of `held` or `refused`, where it may be asked."""
         plan = self._plans.get(id(route)) or self._plan(route)
+        if plan.at_hand:
+            return await _ask(caller, route, refused)
         whose = (caller.issuer, caller.subject)
         return await plan.circuit.ask(whose, lambda: self._asked(caller, route, held, refused))
 
@@ -226,7 +229,7 @@ def _logged_in_at(caller: Caller) -> float:
 class _Plan:
     """What the tokens of one route are kept under, and what they have to be good for."""
 
-    __slots__ = ("_cache_key", "circuit", "number", "route", "scopes", "shared")
+    __slots__ = ("_cache_key", "at_hand", "circuit", "number", "route", "scopes", "shared")
 
     def __init__(self, route: ProxyRoute, number: int, shared: tuple[Any, ...] | None, circuit: Circuit) -> None:
         self.route = route
@@ -234,6 +237,7 @@ class _Plan:
         self.circuit = circuit
         self.shared = shared
         self.scopes = frozenset(route.token_scopes)
+        self.at_hand = bool(getattr(route.source, "at_hand", False))
         self._cache_key: Callable[..., tuple[Any, ...] | None] | None = getattr(route.source, "cache_key", None)
 
     def key(self, caller: Caller) -> tuple[Any, ...] | None:

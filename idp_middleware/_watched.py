@@ -100,9 +100,6 @@ class WatchedTokens(TokenEngine):
             self._tell("revoked", caller, route, seconds=perf_counter() - started)
 
     async def _asked(self, caller: Caller, route: ProxyRoute, held: Token | None, refused: Token | None) -> Token:
-        if getattr(route.source, "at_hand", False):
-            # Nothing is obtained, and an event for each request would bury those that tell something.
-            return await super()._asked(caller, route, held, refused)
         started = perf_counter()
         try:
             token = await super()._asked(caller, route, held, refused)
