@@ -67,19 +67,21 @@ class Rotation:
 
     `exchange(token)` sends a refresh token and gives what it brought, within `lasts / 2` seconds: the other half of a
     claim is for storing that, and for clocks that differ. It raises `Withdrawn`, `MaybeSpent`, or another error of ours
-    where the refresh token can be sent again.
+    where the refresh token can be sent again. `discard(token)` takes a token back that nobody will have.
     """
 
     def __init__(
         self,
         store: TokenStore,
         exchange: Callable[[StoredToken], Awaitable[StoredToken]],
+        discard: Callable[[StoredToken], Awaitable[None]],
         *,
         lasts: float,
         reuse_is_fatal: bool,
     ) -> None:
         self._store = store
         self._exchange = exchange
+        self._discard = discard
         self._lasts = lasts
         self._fatal = reuse_is_fatal
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -191,7 +193,10 @@ class Rotation:
         except IdPError as exc:
             outcome, error = replace(claimed, claim=None), exc
         else:
-            return await self._settle(claimed, replace(claimed, token=token, stored_at=time(), claim=None))
+            settled = await self._settle(claimed, replace(claimed, token=token, stored_at=time(), claim=None))
+            if settled is None:
+                await self._discard_orphan(claimed.key, token)
+            return settled
         if await self._settle(claimed, outcome) is None:
             return None
         raise error
@@ -215,6 +220,17 @@ class Rotation:
                 outcome = replace(current, token=outcome.token, claim=ended(current.claim))
             else:
                 outcome = replace(outcome, version=current.version)
+
+    async def _discard_orphan(self, key: TokenKey, token: StoredToken) -> None:
+        """Take back what came for an entry that is gone: no revocation would ever find it.
+
+        Beside another login's it is left alone, which a provider might end with it.
+        """
+        if await self._insist(self._look, key) is None:
+            try:
+                await self._discard(token)
+            except IdPError as exc:
+                log.warning("what a refresh of %r brought too late could not be taken back: %s", key.connection, exc)
 
     async def _insist(self, work: Callable[[_A], Awaitable[_T]], about: _A) -> _T:
         """What the store says, asked until it does: between a claim and its outcome there is no giving up."""

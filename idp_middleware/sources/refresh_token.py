@@ -122,7 +122,9 @@ class RefreshToken(_HoldsSecret):
             raise ConfigurationError("are the store's, which has them already", key="encryption_keys")
         self._store = store
         self.connect_url = connect_url
-        self._rotation = Rotation(store, self._exchange, lasts=2 * self._within, reuse_is_fatal=reuse_is_fatal)
+        self._rotation = Rotation(
+            store, self._exchange, self._at_provider, lasts=2 * self._within, reuse_is_fatal=reuse_is_fatal
+        )
 
     @property
     def identity(self) -> tuple[str, ...] | None:

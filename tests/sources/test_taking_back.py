@@ -147,18 +147,43 @@ async def test_a_login_stays_of_which_a_second_revocation_knew_nothing(world: Wo
     assert world.provider.valid(new.access_token)
 
 
-async def test_a_refresh_that_comes_back_after_the_revocation_brings_nothing_back(world: World) -> None:
-    """The process was stopped for longer than its claim lasts; meanwhile the entry was deleted."""
+@pytest.mark.parametrize("fails", [False, True], ids=["", "the revocation endpoint fails"])
+async def test_a_refresh_that_comes_back_after_the_revocation_brings_nothing_back(
+    world: World, fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process was stopped for longer than its claim lasts; meanwhile the entry was deleted. What it brings is good
+    at the provider, and nobody else knows of it.
+    """
     old = await world.log_in(expires_in=-1.0)
     world.provider.answer_after = 0.4
     slow = asyncio.create_task(world.process().token())
     await world.asked("/token")
     await world.claims_end()
     await world.process().revoke()
+    assert await world.entries() == []
+    if fails:
+        world.provider.respond("/revoke", status=503, body={})
     with pytest.raises(IdentityNotLinked):
         await slow
     assert await world.entries() == []
-    assert not world.provider.valid(old.access_token)
+    (login,) = world.provider._logins
+    assert world.revoked()[-1 if fails else -2] == login.refresh_tokens[-1] != old.refresh_token
+    assert ("status 503" in caplog.text) is fails
+    assert login.refresh_tokens[-1] not in caplog.text
+
+
+async def test_a_login_after_the_revocation_is_no_late_refreshs_to_take_back(world: World) -> None:
+    """Providers may end all of a user's grants with one."""
+    await world.log_in(expires_in=-1.0)
+    world.provider.answer_after = 0.4
+    slow = asyncio.create_task(world.process().token())
+    await world.asked("/token")
+    await world.claims_end()
+    await world.process().revoke()
+    new = await world.log_in()
+    before = world.revoked()
+    assert await slow == new.access_token
+    assert world.revoked() == before
 
 
 async def test_a_refresh_that_comes_back_during_the_revocation_is_revoked_too(world: World) -> None:
