@@ -460,6 +460,7 @@ def test_what_comes_compressed_all_the_same_is_unfolded_and_looked_through(stack
 @pytest.mark.parametrize(
     "body",
     [gzip.compress(b"x" * 1000)[:-9], gzip.compress(b"x") + b"garbage", b"not gzip at all", gzip.compress(b"")[:5]],
+    ids=["cut short", "garbage behind", "not gzip", "all but nothing"],
 )
 def test_what_can_not_be_unfolded_to_its_end_breaks_the_connection(stack, upstream, body):
     """A clean end would pass half a body off as whole."""

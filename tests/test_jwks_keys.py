@@ -22,7 +22,7 @@ API = "https://api.acme.example"
 
 GOOD, BAD = signing_key("RS256", 0), signing_key("RS256", 99)
 ELLIPTIC, EDWARDS = signing_key("ES256"), signing_key("EdDSA")
-Drop = object()
+Drop = ...
 """As a value: leave the member out."""
 
 
@@ -75,22 +75,11 @@ USELESS: dict[str, Any] = {
         for alg in ("RS384", "PS256", "HS256", "none", "RSA-OAEP", "ES256", "rs256", "", 7, ["RS256"])
     },
     **{f"kid {kid!r}": changed(BAD, kid=kid) for kid in (7, True, ["bad"], {"bad": 1}, Drop, None, "other", "BAD")},
-    **{
-        f"n {n!r}"[:40]: changed(BAD, n=n)
-        for n in (
-            Drop,
-            None,
-            "",
-            "!!!",
-            7,
-            "AQAB",
-            "AA",
-            [BAD.jwk["n"]],
-            "A" * 3000,
-            BAD.jwk["n"][:-171],
-            GOOD.jwk["n"],
-        )
-    },
+    **{f"n {n!r}"[:40]: changed(BAD, n=n) for n in (Drop, None, "", "!!!", 7, "AQAB", "AA", "A" * 3000)},
+    # Without what is another in each process: those that share the tests compare what tests there are.
+    "n in a list": changed(BAD, n=[BAD.jwk["n"]]),
+    "n cut short": changed(BAD, n=BAD.jwk["n"][:-171]),
+    "n of another key": changed(BAD, n=GOOD.jwk["n"]),
     **{f"e {e!r}": changed(BAD, e=e) for e in (Drop, None, "", "AA", "AQ", "Ag", "Aw", 65537, "A" * 3000)},
     "published with its private exponent": changed(BAD, d="AQAB"),
     "published with a private part that is null": changed(BAD, d=None),
@@ -115,7 +104,8 @@ CURVES: dict[str, Any] = {
         f"crv {crv!r}": changed(ELLIPTIC, crv=crv)
         for crv in (Drop, None, "", "P-384", "p-256", "secp256k1", 256, "Ed25519")
     },
-    **{f"x {x!r}"[:30]: changed(ELLIPTIC, x=x) for x in (Drop, None, "", "AA", 7, ELLIPTIC.jwk["x"][:-2], "A" * 43)},
+    **{f"x {x!r}"[:30]: changed(ELLIPTIC, x=x) for x in (Drop, None, "", "AA", 7, "A" * 43)},
+    "x cut short": changed(ELLIPTIC, x=ELLIPTIC.jwk["x"][:-2]),
     "not on the curve": changed(ELLIPTIC, x=ELLIPTIC.jwk["y"], y=ELLIPTIC.jwk["x"]),
     "no y": changed(ELLIPTIC, y=Drop),
     "alg ES384": changed(ELLIPTIC, alg="ES384"),
@@ -136,7 +126,8 @@ async def test_a_useless_elliptic_key_is_skipped(name: str) -> None:
 
 OCTETS: dict[str, Any] = {
     **{f"crv {crv!r}": changed(EDWARDS, crv=crv) for crv in (Drop, None, "X25519", "Ed448", "ed25519", "P-256", 1)},
-    **{f"x {x!r}": changed(EDWARDS, x=x) for x in (Drop, None, "", "AA", 7, EDWARDS.jwk["x"] + "AAAA")},
+    **{f"x {x!r}": changed(EDWARDS, x=x) for x in (Drop, None, "", "AA", 7)},
+    "x too long": changed(EDWARDS, x=EDWARDS.jwk["x"] + "AAAA"),
     "kty EC": changed(EDWARDS, kty="EC"),
     "alg Ed25519": changed(EDWARDS, alg="Ed25519"),
     "with its private half": changed(EDWARDS, d=EDWARDS.jwk["x"]),

@@ -430,6 +430,19 @@ def signed(data: object, key: str = KEY) -> str:
         "session=ü",
         "session=" + signed({"sub": "auth0|alice"}) + "; session=forged",
     ],
+    ids=[
+        "empty",
+        "no value",
+        "null",
+        "another's key",
+        "cut short",
+        "a letter more",
+        "long",
+        "unsigned",
+        "another name",
+        "beyond ASCII",
+        "and one more",
+    ],
 )
 def test_a_cookie_that_does_not_verify_is_no_session(shared: Stack, cookie: str) -> None:
     """Nobody is logged in then. The cookie stays the session middleware's to replace, at the next log-in."""

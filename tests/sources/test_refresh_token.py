@@ -6,6 +6,7 @@ Against a provider that rotates refresh tokens and takes a second use for theft,
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -259,7 +260,7 @@ OLD = StoredToken(
         ({"url": "2", "other": "x"}, {"extra": {"url": "2", "id": 7}}),
         ({"expires_in": None}, {"expires_at": None}),
     ],
-    ids=lambda value: repr(value)[:50],
+    ids=lambda value: json.dumps(value, default=sorted)[:50],
 )
 async def test_what_an_answer_leaves_out_stays_as_it_was(
     world: World, answer: dict[str, Any], expected: dict[str, Any]
