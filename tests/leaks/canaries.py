@@ -13,11 +13,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from types import MappingProxyType
+from typing import TypeAlias
 from urllib.parse import quote, unquote
 
 WINDOW, STEP = 12, 6
 """Characters: any part of `WINDOW + STEP - 1` is recognised."""
+
+GRAM = WINDOW // 2
+"""Characters: a text that is cut into pieces of so many has a whole one inside of whatever is `WINDOW` long."""
 
 ANY = "+/%~&=.\"'\\<"
 """Characters that some spelling writes in another way. A header field may hold them all …"""
@@ -82,9 +87,10 @@ def _joined(text: str) -> str:
     return _BETWEEN.sub("", text)
 
 
+AS_IT_IS = "as it is"
 _UNDONE: Mapping[str, Callable[[str], str]] = MappingProxyType(
     {
-        "as it is": lambda text: text,
+        AS_IT_IS: lambda text: text,
         "percent-encoded": unquote,
         "JSON-escaped": _json_unescaped,
         "HTML-escaped": html.unescape,
@@ -96,6 +102,10 @@ _ALPHABETS = (HEX, *(f"{name} at {shift}" for name in (BASE64, BASE64URL, BASIC)
 ENCODINGS = tuple(
     f"{encoding}, {pieces}" for encoding in (*_UNDONE, *_ALPHABETS) for pieces in ("in one piece", "split")
 )
+
+
+Index: TypeAlias = dict[str, tuple[tuple[str, str, str], ...]]
+"""Each piece of `GRAM` characters that a needle may show in → the needle, its canary and its alphabet."""
 
 
 @dataclass(frozen=True, order=True)
@@ -112,7 +122,7 @@ class Canaries:
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
         self._all: dict[str, Canary] = {}
-        self._index: dict[str, list[tuple[str, str, str]]] = {}
+        self._index: Index = {}
         self._indexed = 0
 
     def __getitem__(self, name: str) -> str:
@@ -122,6 +132,7 @@ class Canaries:
         """The same secrets, for a world of its own: to spell them out takes longer than to look for them."""
         copied = Canaries()
         copied._all = dict(self._all)
+        copied._index, copied._indexed = dict(self._needles()), self._indexed
         return copied
 
     def of(self, user: str, what: str) -> str:
@@ -146,8 +157,10 @@ class Canaries:
 
     def add(self, name: str, value: str, *, telling: str | None = None) -> None:
         """A secret that comes from elsewhere; `telling` is the part that nobody knows who doesn't know it all."""
+        if name in self._all:
+            # What is there is only added to.
+            self._index, self._indexed = {}, 0
         self._all[name] = Canary(name, value, telling or value)
-        self._indexed = 0
 
     def find(self, text: str | bytes) -> set[Find]:
         """Every canary in a text, in whichever spelling."""
@@ -155,10 +168,13 @@ class Canaries:
             text = text.decode("latin-1")
         needles = self._needles()
         finds: dict[tuple[str, str], Find] = {}
+        # Most texts have nothing to undo or to join, and what was looked through shows nothing new.
+        seen: set[str] = set()
         for pieces, given in (("in one piece", text), ("split", _joined(text))):
-            seen: set[str] = set()
             for escape, undone in _UNDONE.items():
                 haystack = undone(given)
+                if escape != AS_IT_IS and haystack == given:
+                    continue
                 if pieces == "split":
                     haystack = _joined(haystack)
                 if haystack in seen:
@@ -169,26 +185,25 @@ class Canaries:
                     finds.setdefault((canary, alphabet), Find(canary, f"{encoding}, {pieces}"))
         return set(finds.values())
 
-    def _needles(self) -> Mapping[str, list[tuple[str, str, str]]]:
-        """The first characters of each needle → the needle, its canary and its alphabet."""
-        if self._indexed != len(self._all):
-            self._index = {}
-            for canary in self._all.values():
-                for alphabet, needles in canary.needles.items():
-                    for needle in needles:
-                        self._index.setdefault(needle[:WINDOW], []).append((needle, canary.name, alphabet))
-            self._indexed = len(self._all)
+    def _needles(self) -> Index:
+        for canary in islice(self._all.values(), self._indexed, None):
+            for alphabet, needles in canary.needles.items():
+                for needle in needles:
+                    for at in range(GRAM):
+                        gram = needle[at : at + GRAM]
+                        self._index[gram] = (*self._index.get(gram, ()), (needle, canary.name, alphabet))
+        self._indexed = len(self._all)
         return self._index
 
 
 _HEX = re.compile(r"[0-9A-Fa-f]{24,}")
 
 
-def _within(haystack: str, needles: Mapping[str, list[tuple[str, str, str]]]) -> Iterator[tuple[str, str]]:
-    """Canary and alphabet of each needle that is there. One look at each place, however many needles there are."""
+def _within(haystack: str, needles: Index) -> Iterator[tuple[str, str]]:
+    """Canary and alphabet of each needle that is there. One look at each `GRAM`, however many needles there are."""
     texts = [haystack, *(run.lower() for run in _HEX.findall(haystack))]
     for text in texts:
-        for begun in {text[at : at + WINDOW] for at in range(len(text) - WINDOW + 1)} & needles.keys():
-            for needle, canary, alphabet in needles[begun]:
+        for gram in {text[at : at + GRAM] for at in range(0, len(text), GRAM)} & needles.keys():
+            for needle, canary, alphabet in needles[gram]:
                 if needle in text:
                     yield canary, alphabet
