@@ -63,9 +63,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Most tests wait for a good part of their time, so several are under way; those after them look at the clock, and are alone.
+ALONE := tests/faults/test_matrix.py
+
 test: $(VENV)/.dev
 	@rm -f .coverage .coverage.*
+ifdef TESTS
 	$(BIN)/coverage run -m pytest $(TESTS)
+else
+	$(BIN)/coverage run -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
+	$(BIN)/coverage run -m pytest $(ALONE)
+endif
 	@$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
