@@ -261,7 +261,9 @@ async def test_what_was_put_outlives_kill_9(path: Path, store: SQLiteTokenStore)
     for _ in range(20):
         writer.stdout.readline()
     writer.send_signal(signal.SIGKILL)
-    rest = writer.communicate()[0].split("\n")
+    # Not `communicate`, which leaves out what had been read ahead.
+    rest = writer.stdout.read().split("\n")
+    writer.communicate()
     # Perhaps the last one was being written when it hit.
     last = int(rest[-2]) if len(rest) > 1 else 19
     (entry,) = await store.get(ALICE)
