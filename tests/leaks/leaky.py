@@ -294,6 +294,8 @@ def unreadable(world: World, app: Any) -> Any:
 planted("the token in what an exception says", (TOKEN, "the log"), (TOKEN, "error reports"), wrap=failing(in_words))
 planted("the token in a variable on an exception's way", (TOKEN, "error reports"), wrap=failing(in_a_variable))
 planted("a secret in an exception out of sight", ("client secret", "error reports"), wrap=failing(behind_it))
+
+
 def put_until_reported(world: World) -> None:
     """On a slow machine, whoever watches for the caller's leaving may be the one that is told of the failure."""
     for _ in range(20):
