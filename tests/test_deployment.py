@@ -268,7 +268,6 @@ def folder():
     shutil.rmtree(made)
 
 
-@pytest.mark.timeout(300)
 def test_what_the_image_copies_gets_to_the_builder():
     """The ignore file names what does, so that no secret of a working copy can; a folder left out breaks the build."""
     copied = re.findall(r"^COPY (?!--)(.*) \S+$", (DEPLOY / "Dockerfile").read_text(), re.M)
@@ -276,6 +275,7 @@ def test_what_the_image_copies_gets_to_the_builder():
     assert sorted(name for names in copied for name in names.split()) == sorted(sent)
 
 
+@pytest.mark.timeout(300)
 def test_the_images_steps_give_a_gateway_that_is_well(folder):
     """Carried out one by one in a clean environment, and run with nothing to write to."""
     image = Image(folder)
