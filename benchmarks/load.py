@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 TIMEOUT = 30
 """Seconds after which an answer counts as not coming."""
+
+STARTING = 0.2
+"""Seconds that a loader may take to start."""
 
 
 class LoadFailed(Exception):
@@ -57,35 +62,62 @@ def name() -> str:
     return "wrk" if shutil.which("wrk") else "bundled (asyncio)"
 
 
-def run(request: Request, port: int, connections: int, seconds: float) -> Seen:
-    """Send `request` for `seconds` over `connections`. Raises `LoadFailed`."""
-    command = _wrk(request, port, connections, seconds) if shutil.which("wrk") else [sys.executable, "-m", __name__]
-    spec = {**asdict(request), "port": port, "connections": connections, "seconds": seconds}
-    done = subprocess.run(
+def run(
+    request: Request,
+    port: int,
+    connections: int,
+    seconds: float,
+    *,
+    opening: float = 0.0,
+    opened: Callable[[], None] = lambda: None,
+) -> Seen:
+    """Send `request` for `seconds` over `connections`, and before that for `opening` seconds that are not counted.
+
+    In these, connections are opened on both sides of a proxy; with many of them, that costs more than the requests of a
+    short run. `opened` is called at their end. Latencies and errors are those of the whole time. Raises `LoadFailed`.
+    """
+    since = time.time() + STARTING + opening
+    if shutil.which("wrk"):
+        # Whole seconds are all that wrk knows; what is more than asked for is counted, too.
+        command, lasts = _wrk(request, port, connections, math.ceil(STARTING + opening + seconds), since), None
+    else:
+        command = [sys.executable, "-m", __name__]
+        lasts = {**asdict(request), "port": port, "connections": connections, "until": since + seconds, "since": since}
+    with subprocess.Popen(
         command,
-        input=json.dumps(spec),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=seconds + TIMEOUT + 30,
         cwd=Path(__file__).parents[1],
-    )
-    if done.returncode != 0:
-        raise LoadFailed(f"the loader failed: {done.stderr.strip() or done.stdout.strip()}")
-    seen = json.loads(done.stdout.strip().splitlines()[-1])
+    ) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(lasts))
+            process.stdin.close()
+            process.stdin = None
+            time.sleep(max(0.0, since - time.time()))
+            opened()
+            out, err = process.communicate(timeout=seconds + TIMEOUT + 30)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise LoadFailed(f"the loader failed: {err.strip() or out.strip()}")
+    seen = json.loads(out.strip().splitlines()[-1])
     errors = {kind: count for kind, count in seen["errors"].items() if count}
     # Heads come on top, so an answer that is not at least this long has lost some of its body.
-    if seen["requests"] and not errors and seen["bytes"] < seen["requests"] * request.answer:
-        errors["short"] = seen["requests"] - seen["bytes"] // request.answer
-    return Seen(seen["requests"], seen["seconds"], seen["p50"], seen["p99"], errors)
+    if seen["all"] and not errors and seen["bytes"] < seen["all"] * request.answer:
+        errors["short"] = seen["all"] - seen["bytes"] // request.answer
+    return Seen(seen["requests"], seen["ended"] - since, seen["p50"], seen["p99"], errors)
 
 
-def _wrk(request: Request, port: int, connections: int, seconds: float) -> list[str]:
+def _wrk(request: Request, port: int, connections: int, seconds: int, since: float) -> list[str]:
     headers = [part for name, value in request.headers for part in ("-H", f"{name}: {value}")]
     script = str(Path(__file__).with_name("wrk.lua"))
     url = f"http://127.0.0.1:{port}{request.path}"
-    # Whole seconds are all that wrk knows.
-    options = ["-t", "1", "-c", str(connections), "-d", f"{max(1, round(seconds))}s", "--timeout", f"{TIMEOUT}s"]
-    arguments = [request.method, str(request.body)] if request.body else [request.method]
+    options = ["-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", f"{TIMEOUT}s"]
+    arguments = [f"{since:.6f}", request.method, *([str(request.body)] if request.body else [])]
     return ["wrk", *options, *headers, "-s", script, url, "--", *arguments]
 
 
@@ -111,6 +143,7 @@ class _Connection(asyncio.Protocol):
             return
         self._sent_at = time.perf_counter()
         self.waiting = True
+        self._loader.sent += self._loader.counting
         self.transport.write(self._loader.payload)
 
     def data_received(self, data: bytes) -> None:
@@ -149,7 +182,8 @@ class _Loader:
         self.latencies: list[float] = []
         self.errors: Counter[str] = Counter()
         self.bytes = 0
-        self.over = False
+        self.sent = 0
+        self.counting = self.over = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: list[_Connection] = []
 
@@ -168,23 +202,27 @@ class _Loader:
         else:
             self._open.append(protocol)
 
-    async def run(self, connections: int, seconds: float) -> dict[str, object]:
+    async def run(self, connections: int, since: float, until: float) -> dict[str, object]:
+        asyncio.get_running_loop().call_later(since - time.time(), self._count)
         await asyncio.gather(*(self.connect() for _ in range(connections)))
-        started = time.perf_counter()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(until - time.time())
         self.over = True
-        elapsed = time.perf_counter() - started
+        ended = time.time()
         ordered = sorted(self.latencies)
         for connection in self._open:
             connection.transport.abort()
         return {
-            "requests": len(ordered),
+            "requests": self.sent,
+            "all": len(ordered),
             "bytes": self.bytes,
-            "seconds": elapsed,
+            "ended": ended,
             "p50": percentile(ordered, 50) * 1000,
             "p99": percentile(ordered, 99) * 1000,
             "errors": dict(self.errors),
         }
+
+    def _count(self) -> None:
+        self.counting = True
 
 
 def percentile(ordered: list[float], percent: float) -> float:
@@ -194,10 +232,10 @@ def percentile(ordered: list[float], percent: float) -> float:
 
 def main() -> None:
     spec = json.load(sys.stdin)
-    port, connections, seconds = spec.pop("port"), spec.pop("connections"), spec.pop("seconds")
+    port, connections, since, until = (spec.pop(name) for name in ("port", "connections", "since", "until"))
     request = Request(**{**spec, "headers": tuple((name, value) for name, value in spec["headers"])})
     loader = _Loader(request.encoded(f"127.0.0.1:{port}"), port)
-    print(json.dumps(asyncio.run(loader.run(connections, seconds))))
+    print(json.dumps(asyncio.run(loader.run(connections, since, until))))
 
 
 if __name__ == "__main__":

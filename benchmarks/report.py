@@ -27,9 +27,10 @@ _HOW = """\
 CPU per request (user and system time of the candidate's whole process tree, over the requests it answered) is the
 figure to compare: it holds still where requests per second depend on what else the machine does. The load is a closed
 loop, so latencies compare candidates but predict nothing. Memory is the tree's resident set: the highest, and how far
-that was above where the cell began. Every answer's status and length are checked; errors are shown, not dropped. Every
-request carries the same header fields, a real JWT among them, and every candidate was first seen to bring the
-provider's token upstream, except where noted."""
+that was above where the cell began. Requests and CPU are counted once connections have been open for a while, on both
+sides of a proxy; latencies and errors are those of the whole time. Every answer's status and length are checked; errors
+are shown, not dropped. Every request carries the same header fields, a real JWT among them, and every candidate was
+first seen to bring the provider's token upstream, except where noted."""
 
 
 def write(results: Results, directory: Path) -> list[Path]:
