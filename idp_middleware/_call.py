@@ -15,11 +15,10 @@ from time import monotonic, time
 from typing import Final
 
 from idp_middleware._advice import advice
-from idp_middleware._any_of import AnyOf
 from idp_middleware._authorized import send_authorized
 from idp_middleware._body_rewriting import rewritten
 from idp_middleware._engine import Engine
-from idp_middleware._given_caller import caller_of
+from idp_middleware._given_caller import caller_named, caller_of, route_named
 from idp_middleware._request_headers import without
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._tokens import TokenEngine
@@ -28,7 +27,6 @@ from idp_middleware._upstream import UpstreamResponse
 from idp_middleware.config import Config
 from idp_middleware.errors import (
     CheckFailed,
-    ConfigurationError,
     IdentityNotLinked,
     IdPError,
     TokenSourceFailed,
@@ -63,12 +61,8 @@ async def call(config: Config, wanted: Call, tell: Tell) -> bytes | None:
 
     Raises `ConfigurationError` for a route that is not in the file, or an issuer that has to be named.
     """
-    route = config.routes.get(wanted.route)
-    if route is None:
-        there = ", ".join(config.routes)
-        raise ConfigurationError(f"there is no such route; there is {there}", table="routes", key=wanted.route)
     # An API that echoes requests has the token, and so would whoever reads this.
-    route = replace(route, name=wanted.route, scrub=True, rewrite_bodies=False)
+    route = replace(route_named(config, wanted.route), name=wanted.route, scrub=True, rewrite_bodies=False)
     tokens, upstream = TokenEngine(config.cache), Engine()
     try:
         return await _steps(config, wanted, route, tokens, upstream, tell)
@@ -142,19 +136,9 @@ async def _caller(config: Config, wanted: Call, route: ProxyRoute, tell: Tell) -
         tell("caller", f"{caller.subject} of {caller.issuer}, by the token that was given")
         route.check_scopes(caller.scopes)
         return caller
-    issuer = issuer_of(config) if wanted.issuer is None else wanted.issuer
-    tell("caller", f"{wanted.subject} of {issuer or 'no issuer'}, taken at your word; scopes are not looked at")
-    return Caller(wanted.subject or "", claims={"iss": issuer} if issuer else {}, account=wanted.account)
-
-
-def issuer_of(config: Config) -> str:
-    """Who vouches for callers, where the configuration leaves no choice."""
-    authenticator = config.authenticator
-    ways_in = authenticator.authenticators if isinstance(authenticator, AnyOf) else (authenticator,)
-    issuers = dict.fromkeys(str(getattr(each, "issuer", "")) for each in ways_in)
-    if len(issuers) > 1:
-        raise ConfigurationError(f"name the subject's issuer: {', '.join(filter(None, issuers))}", key="--issuer")
-    return next(iter(issuers))
+    caller = caller_named(config, wanted.subject or "", issuer=wanted.issuer, account=wanted.account)
+    tell("caller", f"{caller.subject} of {caller.issuer or 'no issuer'}, taken at your word; scopes are not looked at")
+    return caller
 
 
 def _described(token: Token) -> str:

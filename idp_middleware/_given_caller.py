@@ -1,4 +1,4 @@
-"""A caller whose token stands in a file: for trying a configuration out before there is an app.
+"""A caller by a token in a file or by a name, and a route by its name: what a command is to be done for.
 
 Knows how an authenticator is asked, and what it may have against a token. Says of a token only whom and what it is for.
 """
@@ -10,8 +10,11 @@ from typing import Any
 
 from starlette.requests import HTTPConnection
 
+from idp_middleware._any_of import AnyOf
 from idp_middleware._claims import unverified
+from idp_middleware._routes import ProxyRoute
 from idp_middleware._types import Authenticator, Caller
+from idp_middleware.config import Config
 from idp_middleware.errors import CallerUnauthenticated, CheckFailed, ConfigurationError
 
 _MAX_TOKEN = 64 * 1024
@@ -32,6 +35,34 @@ def read_token(path: str) -> str:
     if not token or not token.isprintable() or " " in token:
         raise ConfigurationError("holds no token: one line, without spaces", key=path)
     return token
+
+
+def route_named(config: Config, name: str) -> ProxyRoute:
+    """Raises `ConfigurationError` for one that is not in the file."""
+    route = config.routes.get(name)
+    if route is None:
+        there = ", ".join(config.routes)
+        raise ConfigurationError(f"there is no such route; there is {there}", table="routes", key=name)
+    return route
+
+
+def caller_named(config: Config, subject: str, *, issuer: str | None, account: str | None) -> Caller:
+    """A subject, taken at its word; of the file's issuer, unless another is named.
+
+    Raises `ConfigurationError` where one has to be.
+    """
+    issuer = _issuer_of(config) if issuer is None else issuer
+    return Caller(subject, claims={"iss": issuer} if issuer else {}, account=account)
+
+
+def _issuer_of(config: Config) -> str:
+    """Who vouches for callers, where the configuration leaves no choice."""
+    authenticator = config.authenticator
+    ways_in = authenticator.authenticators if isinstance(authenticator, AnyOf) else (authenticator,)
+    issuers = dict.fromkeys(str(getattr(each, "issuer", "")) for each in ways_in)
+    if len(issuers) > 1:
+        raise ConfigurationError(f"name the subject's issuer: {', '.join(filter(None, issuers))}", key="--issuer")
+    return next(iter(issuers))
 
 
 async def caller_of(authenticator: Authenticator, token: str) -> Caller:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from idp_middleware._advice import advice
-from idp_middleware._call import issuer_of
+from idp_middleware._given_caller import caller_named, route_named
 from idp_middleware._middleware import IdPMiddleware
-from idp_middleware._types import Caller
 from idp_middleware.config import Config
-from idp_middleware.errors import CheckFailed, ConfigurationError, IdPError
+from idp_middleware.errors import CheckFailed, IdPError
 
 
 async def revoke(config: Config, *, route: str, subject: str, issuer: str | None, account: str | None) -> str:
@@ -21,17 +20,14 @@ async def revoke(config: Config, *, route: str, subject: str, issuer: str | None
     Raises `CheckFailed` where it failed or would change nothing, `ConfigurationError` for a route that is not in the
     file, or an issuer that has to be named.
     """
-    if route not in config.routes:
-        raise ConfigurationError(f"there is no such route; there is {', '.join(config.routes)}", key="ROUTE")
-    issuer = issuer_of(config) if issuer is None else issuer
-    takes_back = hasattr(config.routes[route].source, "revoke")
+    takes_back = hasattr(route_named(config, route).source, "revoke")
+    caller = caller_named(config, subject, issuer=issuer, account=account)
     tells = config.cache is not None and config.cache.revocations.announcing is not None
     if not takes_back and not tells:
         raise CheckFailed(
             "nothing would come of it: the source has nothing to take back, and each process keeps tokens of its own",
             todo="restart the processes; or share a [cache] in Redis, through which they are told",
         )
-    caller = Caller(subject, claims={"iss": issuer} if issuer else {}, account=account)
     idp = IdPMiddleware(**config.arguments())
     try:
         await idp.revoke(route, caller)
@@ -40,7 +36,7 @@ async def revoke(config: Config, *, route: str, subject: str, issuer: str | None
         raise CheckFailed(wrong, todo=todo) from None
     finally:
         await idp.aclose()
-    return "\n".join(_told(f"{subject} of {issuer or 'no issuer'}", route, takes_back=takes_back, tells=tells))
+    return "\n".join(_told(f"{subject} of {caller.issuer or 'no issuer'}", route, takes_back=takes_back, tells=tells))
 
 
 def _told(whose: str, route: str, *, takes_back: bool, tells: bool) -> Iterator[str]:

@@ -30,7 +30,6 @@ from idp_middleware.errors import CheckFailed
 from idp_middleware.testing import (
     Auth0,
     Entra,
-    Identity,
     IntrospectionServer,
     Keycloak,
     ProviderAPI,
@@ -38,28 +37,10 @@ from idp_middleware.testing import (
     TokenEndpoint,
     serve,
 )
+from tests.filed import SECRET, parties
 from tests.stack import raw_upstream, read_head
 
-SECRET = "the-secret-of-the-client"
 KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
-
-FILE = """
-[authenticator]
-type = "jwt"
-issuer = "{idp}/"
-audience = "https://api.acme.example"
-
-[sources.auth0]
-type = "auth0-management"
-base_url = "{idp}"
-client_id = "gateway"
-client_secret = "${{SECRET}}"
-
-[routes.github]
-upstream = "{api}"
-source = "auth0"
-connection = "github"
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -102,13 +83,8 @@ class SetUp:
 
 @pytest.fixture
 def set_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[SetUp]:
-    auth0, api = Auth0(), ProviderAPI()
-    auth0.add_client("gateway", SECRET)
-    auth0.add_user("auth0|alice", [Identity("github", "101", access_token="gho_alice")])
-    api.accept("gho_alice")
-    with ExitStack() as servers:
-        idp, at = servers.enter_context(serve(auth0, date_header=False)), servers.enter_context(serve(api))
-        yield SetUp(auth0, api, idp.url, FILE.format(idp=idp.url, api=at.url), servers, monkeypatch)
+    with parties(date_header=False) as made, ExitStack() as servers:
+        yield SetUp(made.auth0, made.api, made.idp_url, made.file(), servers, monkeypatch)
 
 
 def closed_port() -> str:

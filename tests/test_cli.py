@@ -22,64 +22,28 @@ from idp_middleware import TokenCache, __version__
 from idp_middleware._check import check
 from idp_middleware._cli import main
 from idp_middleware.config import read_config
-from idp_middleware.testing import Auth0, Identity, ProviderAPI, serve
-
-AUDIENCE = "https://api.acme.example"
-SECRET = "s3cr3t-of-the-client"
-PROVIDER_TOKENS = {"alice": "gho_alice", "bob": "gho_bob"}
-
-FILE = """
-[authenticator]
-type = "jwt"
-issuer = "{idp}/"
-audience = "https://api.acme.example"
-
-[sources.auth0]
-type = "auth0-management"
-base_url = "{idp}"
-client_id = "gateway"
-client_secret = "${{AUTH0_CLIENT_SECRET}}"
-
-[routes.github]
-provider = "github"
-upstream = "{api}"
-source = "auth0"
-connection = "github"
-scopes = ["read:github"]
-"""
+from tests.filed import SECRET, Parties, parties
+from tests.stack import AUDIENCE, USERS
 
 
 @pytest.fixture(autouse=True)
 def directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AUTH0_CLIENT_SECRET", SECRET)
+    monkeypatch.setenv("SECRET", SECRET)
     monkeypatch.delenv("IDP_CONFIG", raising=False)
 
 
 @pytest.fixture
-def auth0() -> Auth0:
-    auth0 = Auth0()
-    auth0.add_client("gateway", SECRET)
-    for user, token in PROVIDER_TOKENS.items():
-        auth0.add_user(f"auth0|{user}", [Identity("github", user, access_token=token)])
-    return auth0
+def set_up() -> Iterator[Parties]:
+    """A configuration file, `idp.toml`, with the parties it names running."""
+    with parties() as set_up:
+        Path("idp.toml").write_text(set_up.file('provider = "github"\nscopes = ["read:github"]\n'))
+        yield set_up
 
 
 @pytest.fixture
-def provider() -> ProviderAPI:
-    provider = ProviderAPI()
-    for user, token in PROVIDER_TOKENS.items():
-        provider.accept(token, login=user)
-    return provider
-
-
-@pytest.fixture
-def file(auth0: Auth0, provider: ProviderAPI) -> Iterator[Path]:
-    """A configuration file, with the parties it names running."""
-    with serve(auth0) as idp, serve(provider) as api:
-        path = Path("idp.toml")
-        path.write_text(FILE.format(idp=idp.url, api=api.url))
-        yield path
+def file(set_up: Parties) -> Path:
+    return Path("idp.toml")
 
 
 @contextlib.contextmanager
@@ -118,25 +82,23 @@ def listening(url: str) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_serve_proxies_for_each_user_with_the_right_token(
-    file: Path, auth0: Auth0, provider: ProviderAPI, workers: str
-) -> None:
+def test_serve_proxies_for_each_user_with_the_right_token(file: Path, set_up: Parties, workers: str) -> None:
     """The main job from a file, in one process and in several."""
     with (
         running("serve", str(file), "--port", "0", "--workers", workers) as (_, url),
         httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
     ):
-        for user, provider_token in PROVIDER_TOKENS.items():
-            token = auth0.issue_token(f"auth0|{user}", audience=AUDIENCE, scope="read:github")
+        for user, provider_token in USERS.items():
+            token = set_up.auth0.issue_token(f"auth0|{user}", audience=AUDIENCE, scope="read:github")
             for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"):
                 answer = client.request(
                     method, "/idp/github/echo/x?y=1", headers={"authorization": f"Bearer {token}", "cookie": "a=b"}
                 )
                 assert answer.status_code == 200
                 assert "server" not in answer.headers
-                assert (provider.last.method, provider.last.target) == (method, b"/echo/x?y=1")
-                assert provider.last.header("authorization") == f"Bearer {provider_token}"
-                assert provider.last.header("cookie") is None
+                assert (set_up.api.last.method, set_up.api.last.target) == (method, b"/echo/x?y=1")
+                assert set_up.api.last.header("authorization") == f"Bearer {provider_token}"
+                assert set_up.api.last.header("cookie") is None
         assert client.get("/idp/github/user").status_code == 401
         assert client.get("/elsewhere").status_code == 404
 
@@ -238,16 +200,14 @@ def test_a_reader_that_leaves_is_no_crash() -> None:
     assert process.returncode == 1
 
 
-def test_check_reaches_all_that_the_file_names(
-    file: Path, auth0: Auth0, provider: ProviderAPI, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_reaches_all_that_the_file_names(file: Path, set_up: Parties, capsys: pytest.CaptureFixture[str]) -> None:
     """One line for each; what costs nothing to try is tried before the first user does."""
     more = """
         [sources.machine]
         type = "client-credentials"
         token_url = "{idp}oauth/token"
         client_id = "gateway"
-        client_secret = "${{AUTH0_CLIENT_SECRET}}"
+        client_secret = "${{SECRET}}"
         audience = "{idp}api/v2/"
         [sources.same]
         type = "pass-through"
@@ -257,12 +217,12 @@ def test_check_reaches_all_that_the_file_names(
     """
     api = re.search(r'upstream = "http://127.0.0.1:(\d+)"', file.read_text())
     assert api
-    file.write_text(file.read_text() + more.format(idp=auth0.issuer, port=api[1]))
+    file.write_text(file.read_text() + more.format(idp=set_up.auth0.issuer, port=api[1]))
     assert main(["check", str(file)]) == 0
     out = capsys.readouterr().out
     issuer, *others = out.splitlines()
-    assert re.fullmatch(rf"ok    authenticator           {auth0.issuer} has keys: [1-9] for RS256", issuer)
-    idp = auth0.issuer.rstrip("/")
+    assert re.fullmatch(rf"ok    authenticator           {set_up.auth0.issuer} has keys: [1-9] for RS256", issuer)
+    idp = set_up.auth0.issuer.rstrip("/")
     assert others == [
         f"ok    source auth0            {idp} gives a management token for read:user_idp_tokens and read:users",
         f"ok    source machine          {idp}/oauth/token gives the client gateway a token",
@@ -272,7 +232,7 @@ def test_check_reaches_all_that_the_file_names(
     ]
     assert SECRET not in out
     # Nobody's token goes anywhere, and nothing is changed at the provider.
-    assert {(request.method, request.bearer) for request in provider.requests} == {("HEAD", None)}
+    assert {(request.method, request.bearer) for request in set_up.api.requests} == {("HEAD", None)}
 
 
 def test_check_tries_the_shared_cache(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

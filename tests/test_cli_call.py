@@ -13,33 +13,18 @@ import pytest
 
 from idp_middleware import _call
 from idp_middleware._cli import main
-from idp_middleware.testing import Auth0, Identity, ProviderAPI, serve
+from idp_middleware.testing import Identity, serve
+from tests.filed import SECRET, Parties, parties
+from tests.stack import AUDIENCE, USERS
 
-SECRET = "the-secret-of-the-client"
-TOKEN = "gho_the-provider-token-of-alice"
-AUDIENCE = "https://api.acme.example"
-FILE = """
-[authenticator]
-type = "jwt"
-issuer = "{idp}/"
-audience = "https://api.acme.example"
-
-[sources.auth0]
-type = "auth0-management"
-base_url = "{idp}"
-client_id = "gateway"
-client_secret = "${{SECRET}}"
-[sources.same]
-type = "pass-through"
-
-[routes.github]
+TOKEN = USERS["alice"]
+MORE = """
 provider = "github"
-upstream = "{api}"
-source = "auth0"
-connection = "github"
 scopes = ["read:github"]
 methods = ["GET"]
 paths = ["/user", "/echo/**", "/die"]
+[sources.same]
+type = "pass-through"
 [routes.own]
 upstream = "{api}"
 source = "same"
@@ -47,11 +32,8 @@ source = "same"
 
 
 class World:
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.auth0, self.api = Auth0(), ProviderAPI()
-        self.auth0.add_client("gateway", SECRET)
-        self.auth0.add_user("auth0|alice", [Identity("github", "101", access_token=TOKEN)])
-        self.api.accept(TOKEN, login="alice")
+    def __init__(self, set_up: Parties, capsys: pytest.CaptureFixture[str]) -> None:
+        self.auth0, self.api = set_up.auth0, set_up.api
         self._capsys = capsys
 
     def call(self, *arguments: str, status: int = 0) -> tuple[str, dict[str, str]]:
@@ -72,10 +54,9 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[World]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SECRET", SECRET)
-    world = World(capsys)
-    with serve(world.auth0) as idp, serve(world.api) as api:
-        Path("idp.toml").write_text(FILE.format(idp=idp.url, api=api.url))
-        yield world
+    with parties() as set_up:
+        Path("idp.toml").write_text(set_up.file(MORE))
+        yield World(set_up, capsys)
 
 
 def test_each_step_is_told_and_the_answer_is_the_output(world: World) -> None:
@@ -128,7 +109,11 @@ def test_a_source_that_needs_the_callers_token_says_so(world: World) -> None:
 @pytest.mark.parametrize(
     ("arguments", "wrong", "todo"),
     [
-        (["/user", "--as", "auth0|bob"], "identity-not-linked: Auth0 does not know the user", "connect an account for"),
+        (
+            ["/user", "--as", "auth0|carol"],
+            "identity-not-linked: Auth0 does not know the user",
+            "connect an account for",
+        ),
         (["/other", "--as", "auth0|alice"], "caller-forbidden: path not on", "change the route's"),
         (["/user", "--as", "auth0|alice", "--method", "POST"], "method-not-allowed", "to the route's methods"),
         (["/echo/../user", "--as", "auth0|alice"], "bad-request: dot segment", "check the path"),
