@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,15 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 class Late:
-    """A store that does something first, the moment it is told to delete."""
+    """A store that may do something first, the moment it is told to delete, and counts how often it is read."""
 
-    def __init__(self, inner: TokenStore, first: Any) -> None:
+    def __init__(self, inner: TokenStore, first: Callable[[], Awaitable[Any]] | None = None) -> None:
         self._inner = inner
         self._first = first
+        self.looks = 0
 
     async def get(self, key: TokenKey) -> Sequence[Entry]:
+        self.looks += 1
         return await self._inner.get(key)
 
     async def put(self, key: TokenKey, token: StoredToken) -> None:
@@ -119,7 +121,8 @@ class Late:
         return await self._inner.compare_and_swap(entry)
 
     async def delete(self, key: TokenKey, *, version: str | None = None) -> None:
-        await self._first()
+        if self._first is not None:
+            await self._first()
         await self._inner.delete(key, version=version)
 
 
@@ -136,13 +139,15 @@ async def test_a_login_in_the_very_instant_of_the_deletion_stays(world: World) -
 async def test_a_login_stays_of_which_a_second_revocation_knew_nothing(world: World) -> None:
     """It was asked for before the login, and had only waited for the first."""
     await world.log_in()
-    world.provider.stall("/revoke", 0.3)
-    both = [asyncio.create_task(world.process().revoke()) for _ in range(2)]
+    world.provider.stall("/revoke", 1.0, times=1)
+    first = asyncio.create_task(world.process().revoke())
     await world.asked("/revoke")
-    # So that the second has seen what the first is about.
-    await asyncio.sleep(0.15)
+    store = Late(world.store)
+    second = asyncio.create_task(world.process(store).revoke())
+    # Once for the source, and then to see what the first is about.
+    await asyncio.to_thread(eventually, lambda: store.looks > 2)
     new = await world.log_in()
-    await asyncio.gather(*both)
+    await asyncio.gather(first, second)
     assert [entry.token for entry in await world.entries()] == [new]
     assert world.provider.valid(new.access_token)
 
@@ -155,7 +160,7 @@ async def test_a_refresh_that_comes_back_after_the_revocation_brings_nothing_bac
     at the provider, and nobody else knows of it.
     """
     old = await world.log_in(expires_in=-1.0)
-    world.provider.answer_after = 0.4
+    world.provider.answer_after = 1.0
     slow = asyncio.create_task(world.process().token())
     await world.asked("/token")
     await world.claims_end()
@@ -175,7 +180,7 @@ async def test_a_refresh_that_comes_back_after_the_revocation_brings_nothing_bac
 async def test_a_login_after_the_revocation_is_no_late_refreshs_to_take_back(world: World) -> None:
     """Providers may end all of a user's grants with one."""
     await world.log_in(expires_in=-1.0)
-    world.provider.answer_after = 0.4
+    world.provider.answer_after = 1.0
     slow = asyncio.create_task(world.process().token())
     await world.asked("/token")
     await world.claims_end()
@@ -207,7 +212,7 @@ async def test_a_refresh_that_comes_back_during_the_revocation_is_revoked_too(wo
 async def test_a_refresh_that_comes_back_to_a_revocation_that_failed_leaves_it_to_be_done(world: World) -> None:
     """Nobody gets the token, and the next revocation takes back the one that is good."""
     await world.log_in(expires_in=-1.0)
-    world.provider.answer_after = 0.4
+    world.provider.answer_after = 1.0
     slow = asyncio.create_task(world.process().token())
     await world.asked("/token")
     await world.claims_end()
