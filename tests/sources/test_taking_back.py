@@ -194,11 +194,11 @@ async def test_a_login_after_the_revocation_is_no_late_refreshs_to_take_back(wor
 async def test_a_refresh_that_comes_back_during_the_revocation_is_revoked_too(world: World) -> None:
     """What it brings is the one refresh token that is still good, and must be neither given out nor forgotten."""
     await world.log_in(expires_in=-1.0)
-    world.provider.answer_after = 0.2
+    world.provider.answer_after = 0.6
     slow = asyncio.create_task(world.process().token())
     await world.asked("/token")
     await world.claims_end()
-    world.provider.stall("/revoke", 0.4, times=2)
+    world.provider.stall("/revoke", 1.2, times=1)
     revoking = asyncio.create_task(world.process().revoke())
     with pytest.raises((ReconnectRequired, IdentityNotLinked)):
         await slow
