@@ -7,8 +7,6 @@ engine and the seam to upstreams; nothing of ASGI, and not who may send what.
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
-
 from idp_middleware._refusal import look_at
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._signing import tailored
@@ -18,18 +16,6 @@ from idp_middleware._upstream import RequestBody, Upstream, UpstreamResponse
 from idp_middleware.errors import IdentityNotLinked, TokenError, UpstreamUnreachable
 
 logger = logging.getLogger("idp_middleware")
-
-
-class Authorized(NamedTuple):
-    """What came of a request."""
-
-    response: UpstreamResponse
-    token: Token
-    """The one that it was sent with, at last."""
-    route: ProxyRoute
-    """At the user's own server, if users have one each."""
-    target: bytes
-    """What references in the answer are relative to."""
 
 
 async def send_authorized(
@@ -45,8 +31,11 @@ async def send_authorized(
     headers: RawHeaders,
     body: RequestBody | None,
     timeout: Timeout,
-) -> Authorized:
+) -> tuple[UpstreamResponse, Token, ProxyRoute, bytes]:
     """Send a request to a route's upstream with the caller's token, up to the head of the response.
+
+    Returns that response; the token that it was sent with, at last; the route, at the user's own server if users have
+    one each; and the target that references in the answer are relative to.
 
     `target` is what `ProxyRoute.target` makes of `rest` and `query`. `headers` are all but `Authorization`, which is
     added to this list. Raises `errors.IdPError`, and what the body's `read` raises.
@@ -73,7 +62,7 @@ async def send_authorized(
         # Both speak of the connection between us and the upstream (RFC 9110 sections 15.5.8 and 15.5.20).
         await response.aclose()
         raise UpstreamUnreachable(f"status {response.status}")
-    return Authorized(response, token, at, target)
+    return response, token, at, target
 
 
 async def _renewed(

@@ -31,11 +31,15 @@ def check_schemes(schemes: Collection[str], key: str = "schemes") -> frozenset[b
 
 
 def bearer_token(headers: Iterable[tuple[bytes, bytes]], schemes: frozenset[bytes]) -> bytes:
-    """What follows the scheme and exactly one space; not empty, at most `MAX_TOKEN` bytes, otherwise unchecked.
+    """The token of a request: `token_of` its `authorization`."""
+    return token_of(authorization(headers), schemes)
 
-    Raises `NotMine`, without an error code, where no token of these schemes was sent (RFC 6750 section 3.1); plain
-    `CallerUnauthenticated` where it is malformed or there are several fields, since two readers could pick different
-    ones.
+
+def authorization(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The value of the one `Authorization` field, of any scheme.
+
+    Raises `NotMine`, without an error code, where there is none (RFC 6750 section 3.1); plain `CallerUnauthenticated`
+    where it is too long or there are several, since two readers could pick different ones.
     """
     value: bytes | None = None
     for name, candidate in headers:
@@ -48,6 +52,14 @@ def bearer_token(headers: Iterable[tuple[bytes, bytes]], schemes: frozenset[byte
         raise NotMine("no Authorization field", error=None)
     if len(value) > MAX_TOKEN + 16:
         raise CallerUnauthenticated("the Authorization field is too long")
+    return value
+
+
+def token_of(value: bytes, schemes: frozenset[bytes]) -> bytes:
+    """What follows the scheme and exactly one space; not empty, at most `MAX_TOKEN` bytes, otherwise unchecked.
+
+    Raises `NotMine`, without an error code, for another scheme; plain `CallerUnauthenticated` where it is malformed.
+    """
     # White space behind a value is no part of it (RFC 9112 section 5.1), though some parsers leave it there.
     scheme, _, token = value.rstrip(b" \t").partition(b" ")
     if scheme.lower() not in schemes:

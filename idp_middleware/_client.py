@@ -69,7 +69,7 @@ class _AsCaller(httpx.AsyncBaseTransport):
         if route.fixed_headers:
             headers = [*without(headers, route.fixed_names), *route.fixed_headers]
         given: dict[str, float | None] = request.extensions.get("timeout", {})
-        sent = await send_authorized(
+        response, *_ = await send_authorized(
             self._tokens,
             self._upstream,
             self._caller,
@@ -82,7 +82,7 @@ class _AsCaller(httpx.AsyncBaseTransport):
             body=_Body(request) if any(name in (b"content-length", b"transfer-encoding") for name, _ in raw) else None,
             timeout=Timeout(**{name: _FOREVER if seconds is None else seconds for name, seconds in given.items()}),
         )
-        return httpx.Response(sent.response.status, headers=sent.response.headers, stream=_Stream(sent.response))
+        return httpx.Response(response.status, headers=response.headers, stream=_Stream(response))
 
 
 def _after_base(url: httpx.URL, route: ProxyRoute) -> tuple[bytes, bytes]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 import httpx
 from starlette.requests import HTTPConnection
 
-from idp_middleware._bearer import bearer_token, check_schemes
+from idp_middleware._bearer import authorization, check_schemes, token_of
 from idp_middleware._claims import (
     Policy,
     check_claims,
@@ -147,10 +147,11 @@ class JWTAuthenticator:
             CallerUnauthenticated: the token is this issuer's by its own account, but not valid.
             TokenSourceUnavailable: the issuer's keys could not be had even once.
         """
-        token = bearer_token(conn.scope["headers"], self._schemes)
+        value = authorization(conn.scope["headers"])
         now = time.time()
         self._keys.keep_fresh(now)
-        digest = sha256(token).digest()
+        # Of the whole field: what was verified once need not be taken apart again.
+        digest = sha256(value).digest()
         verified = self._verified.get(digest)
         if verified is not None:
             if now < verified.expires and verified.key.live:
@@ -161,7 +162,7 @@ class JWTAuthenticator:
             self._others.move_to_end(digest)
             raise NotMine("not this issuer's")
         try:
-            verified = await self._verify(token, now)
+            verified = await self._verify(token_of(value, self._schemes), now)
         except NotMine:
             _remember(self._others, digest, None)
             raise

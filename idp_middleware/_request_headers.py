@@ -134,21 +134,22 @@ def read_request(fields: RawHeaders) -> Request:
     Raises `BadRequest` where the body's length is told in a way that two servers may read differently (RFC 9112
     section 6.3), where there is not exactly one Host (section 3.2), and for a header section out of proportion.
     """
-    if len(fields) > MAX_FIELDS or sum([len(name) + len(value) for name, value in fields]) > MAX_SIZE:
+    if len(fields) > MAX_FIELDS:
         raise BadRequest("oversized header section")
     request = Request()
     request.headers = kept = []
     request.length = request.account = request.max_forwards = None
     request.chunked = False
     request.via = b""
-    hosts = 0
+    hosts = size = 0
     not_forwarded: set[bytes] | None = None
     for field in fields:
-        verdict = _verdict(field[0])
+        name, value = field
+        size += len(name) + len(value)
+        verdict = _verdict(name)
         if verdict == KEEP:
             kept.append(field)
         elif verdict == LOOK:
-            name, value = field
             if name == b"host":
                 hosts += 1
             elif name == b"connection" or name == b"trailer":
@@ -169,6 +170,8 @@ def read_request(fields: RawHeaders) -> Request:
                 request.max_forwards = _joined(request.max_forwards, value)
             else:
                 request.account = _account(value, request.account)
+    if size > MAX_SIZE:
+        raise BadRequest("oversized header section")
     if hosts != 1:
         raise BadRequest("not exactly one Host")
     if request.chunked and request.length is not None:
