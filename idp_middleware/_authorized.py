@@ -7,6 +7,7 @@ engine and the seam to upstreams; nothing of ASGI, and not who may send what.
 from __future__ import annotations
 
 import logging
+
 from idp_middleware._refusal import look_at
 from idp_middleware._routes import ProxyRoute
 from idp_middleware._signing import tailored

@@ -104,7 +104,7 @@ async def _steps(
     tell("source", f"{source} gave a token{where}, in {_milliseconds(asked_at)}")
     tell("token", _described(token))
     asked_at = monotonic()
-    sent = await send_authorized(
+    response, used, at, _ = await send_authorized(
         tokens,
         upstream,
         caller,
@@ -117,9 +117,9 @@ async def _steps(
         body=None,
         timeout=route.timeout,
     )
-    if sent.token.value != token.value:
-        tell("token", f"was refused, and renewed once: {_described(sent.token)}")
-    response = await rewritten(sent.response, route=sent.route, token=sent.token, scope={}, prefix=config.prefix)
+    if used.value != token.value:
+        tell("token", f"was refused, and renewed once: {_described(used)}")
+    response = await rewritten(response, route=at, token=used, scope={}, prefix=config.prefix)
     body = await _body(response)
     kind = dict(response.headers).get(b"content-type", b"no content type").decode("latin-1")
     cut = f", of which the first {MAX_SHOWN} are shown" if len(body) > MAX_SHOWN else ""
