@@ -20,6 +20,12 @@ from idp_middleware.errors import BadRequest, BodyTooLarge, ClientDisconnected
 WATCH_AFTER = 0.025
 """Seconds of an exchange before somebody listens for the caller's leaving: many are over by then, and a task costs."""
 
+PATIENCE = 60.0
+"""Seconds that a caller may neither send the next bytes of a body nor take those of an answer; a quarter more at most.
+
+What waits for them holds a connection to the upstream, and a place among a route's requests.
+"""
+
 LINGER = 1.0
 """Seconds that the rest of a body gets to arrive after an answer that did not wait for it."""
 
@@ -28,23 +34,26 @@ REPLAY_LIMIT = 64 * 1024
 
 
 class Lookout:
-    """Has those exchanges listen for their caller's leaving that go on for a while: after one to two `WATCH_AFTER`.
+    """Looks after those exchanges that go on for a while.
 
-    One timer for all of them, since one for each would cost more than most requests' header fields.
+    After one to two `WATCH_AFTER` they listen for their caller's leaving, and from then on nobody waits for a caller
+    beyond `PATIENCE`. Two timers for all of them, since one for each would cost more than most requests' header fields.
     """
 
-    __slots__ = ("_armed", "_due", "_loop", "_new")
+    __slots__ = ("_armed", "_due", "_long", "_loop", "_new", "_patrolling")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._new: set[Inbound] = set()
         self._due: set[Inbound] = set()
-        self._armed = False
+        self._long: set[Inbound] = set()
+        self._armed = self._patrolling = False
 
     def add(self, inbound: Inbound, loop: asyncio.AbstractEventLoop) -> None:
         if loop is not self._loop:
             # An app under test may see several loops, one after the other; a timer of an ended one never fires.
-            self._loop, self._new, self._due, self._armed = loop, set(), set(), False
+            self._loop, self._new, self._due, self._long = loop, set(), set(), set()
+            self._armed = self._patrolling = False
         self._new.add(inbound)
         if not self._armed:
             self._arm(loop)
@@ -52,6 +61,7 @@ class Lookout:
     def discard(self, inbound: Inbound) -> None:
         self._new.discard(inbound)
         self._due.discard(inbound)
+        self._long.discard(inbound)
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         self._armed = True
@@ -61,9 +71,21 @@ class Lookout:
         due, self._due, self._new = self._due, self._new, set()
         for inbound in due:
             inbound.listen()
+            self._long.add(inbound)
         self._armed = False
         if self._due:
             self._arm(loop)
+        if self._long and not self._patrolling:
+            self._patrolling = True
+            loop.call_later(PATIENCE / 4, self._patrol, loop)
+
+    def _patrol(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for inbound in self._long:
+            inbound.check(now)
+        self._patrolling = bool(self._long)
+        if self._patrolling:
+            loop.call_later(PATIENCE / 4, self._patrol, loop)
 
 
 class Inbound:
@@ -84,10 +106,13 @@ class Inbound:
         "_max_body",
         "_pending",
         "_position",
-        "_reading",
+        "_reader",
+        "_reading_since",
         "_receive",
         "_received",
+        "_sending_since",
         "_slot",
+        "_stalled",
         "_task",
         "gone",
         "length",
@@ -103,7 +128,9 @@ class Inbound:
         self._done = False
         self._ended = False
         self._kept: list[bytes] | None = []
-        self._reading = False
+        self._reader: asyncio.Task[Any] | None = None
+        self._reading_since = self._sending_since = 0.0
+        self._stalled = False
         self._received = 0
         self._position = 0
         self._slot: Slot | None = None
@@ -157,22 +184,13 @@ class Inbound:
         Raises:
             ClientDisconnected: the body broke off. Never a clean end, which would pass it off as whole.
             BodyTooLarge: more than `max_body` arrived.
-            BadRequest: the body ended short of its announced length.
+            BadRequest: the body ended short of its announced length, or stopped coming.
         """
         if self._kept is not None and self._position < len(self._kept):
             self._position += 1
             return self._kept[self._position - 1]
         while not self._done:
-            if self._pending is None:
-                self._reading = True
-                try:
-                    message = await self._receive()
-                finally:
-                    self._reading = False
-            else:
-                # Shielded: a reader that is cancelled (the upstream answered early) must not lose what has arrived.
-                message = await asyncio.shield(self._pending)
-                self._pending = None
+            message = await self._next_part()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected
             chunk: bytes = message.get("body", b"")
@@ -189,6 +207,25 @@ class Inbound:
                 self._keep(chunk)
                 return chunk
         return b""
+
+    async def _next_part(self) -> MutableMapping[str, Any]:
+        self._reader, self._reading_since = asyncio.current_task(self._loop), self._loop.time()
+        try:
+            if self._pending is None:
+                return await self._receive()
+            # Shielded: a reader that is cancelled (the upstream answered early) must not lose what has arrived.
+            message = await asyncio.shield(self._pending)
+            self._pending = None
+            return message
+        except asyncio.CancelledError:
+            if self._stalled and self._reader is not None:
+                # Cancelled by `check`, and nobody else has to know.
+                self._stalled = False
+                self._reader.uncancel()
+                raise BadRequest("the body stopped coming") from None
+            raise
+        finally:
+            self._reader = None
 
     def _keep(self, chunk: bytes) -> None:
         if self._kept is None:
@@ -216,10 +253,27 @@ class Inbound:
                 while await self.read():
                     pass
 
+    def sending(self) -> None:
+        """The caller is about to be sent something, which may have to wait until they take it."""
+        self._sending_since = self._loop.time()
+
+    def sent(self) -> None:
+        """They have taken it."""
+        self._sending_since = 0.0
+
+    def check(self, now: float) -> None:
+        """Give up on a caller who lets us wait too long, at the loop's time `now`."""
+        if self._reader is not None and now - self._reading_since > PATIENCE:
+            self._stalled = True
+            self._reader.cancel()
+        if self._sending_since and now - self._sending_since > PATIENCE and not self.gone:
+            # As good as gone: nothing more can be said to them.
+            self.gone = True
+            self._task.cancel()
+
     def listen(self) -> None:
         """Listen for the caller's leaving from now on, unless `read` does by waiting for more of the body."""
-        if self._pending is None and not self._reading and not self._ended:
-            self._lookout.discard(self)
+        if self._pending is None and self._reader is None and not self._ended:
             self._pending = self._loop.create_task(self._next())
             self._pending.add_done_callback(self._heard)
 

@@ -234,7 +234,7 @@ class IdPMiddleware:
                 # and an error can only leave as an exception, so that the server breaks the connection: a clean end
                 # would tell the caller that a truncated body is whole.
                 try:
-                    await self._relay(scope, send, route, target, response)
+                    await self._relay(scope, send, route, target, response, inbound)
                 finally:
                     await response.aclose()
         except ClientDisconnected:
@@ -332,7 +332,13 @@ class IdPMiddleware:
         return headers
 
     async def _relay(
-        self, scope: Scope, send: Send, route: ProxyRoute, target: bytes, response: UpstreamResponse
+        self,
+        scope: Scope,
+        send: Send,
+        route: ProxyRoute,
+        target: bytes,
+        response: UpstreamResponse,
+        inbound: Inbound | None = None,
     ) -> None:
         """Send the response on as the raw bytes it is.
 
@@ -358,7 +364,11 @@ class IdPMiddleware:
                 last = response.complete
                 chunk = await response.read()
                 last = last or not chunk
+                if inbound is not None:
+                    inbound.sending()
                 await send({"type": "http.response.body", "body": chunk, "more_body": not last})
+                if inbound is not None:
+                    inbound.sent()
         except UpstreamTimeout:
             raise UpstreamAborted("the upstream stalled in the middle of its response") from None
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from idp_middleware import _inbound
 from idp_middleware._inbound import REPLAY_LIMIT, Inbound, Lookout
 from idp_middleware.errors import BadRequest, BodyTooLarge, ClientDisconnected
 
@@ -86,7 +87,7 @@ async def test_after_the_exchange_nobody_listens_any_more():
         await asyncio.sleep(0.15)
     await asyncio.sleep(0.15)
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    assert not lookout._new | lookout._due
+    assert not lookout._new | lookout._due | lookout._long
 
 
 async def test_a_body_is_read_whole_and_can_be_read_again_while_it_is_small():
@@ -184,3 +185,42 @@ def test_a_lookout_outlives_an_event_loop():
     asyncio.run(short())
     with pytest.raises(ClientDisconnected):
         asyncio.run(left())
+
+
+async def test_a_body_that_stops_coming_is_given_up(monkeypatch):
+    """Its upload holds a connection to the upstream; whatever else goes on in the task goes on."""
+    monkeypatch.setattr(_inbound, "PATIENCE", 0.1)
+    for listens in (False, True):
+        with Inbound(Channel(part(b"one", more=True)), Lookout()) as inbound:
+            inbound.expect(length=6, chunked=False)
+            assert await inbound.read() == b"one"
+            if listens:
+                inbound.listen()
+            with pytest.raises(BadRequest, match="stopped coming"):
+                await inbound.read()
+            assert inbound.unread
+            await inbound.drain()
+            await asyncio.sleep(0)
+
+
+async def test_a_caller_who_takes_nothing_is_as_good_as_gone(monkeypatch):
+    """A stream that nobody reads holds its upstream connection."""
+    monkeypatch.setattr(_inbound, "PATIENCE", 0.1)
+    with pytest.raises(ClientDisconnected), Inbound(Channel(part(b"")), Lookout()) as inbound:
+        inbound.expect(length=None, chunked=False)
+        for _ in range(3):
+            inbound.sending()
+            await asyncio.sleep(0.05)
+            inbound.sent()
+        inbound.sending()
+        await asyncio.sleep(20)
+
+
+async def test_patience_is_for_callers_only(monkeypatch):
+    """However long the upstream takes is for the route's time-outs to say; an idle event stream may last for days."""
+    monkeypatch.setattr(_inbound, "PATIENCE", 0.05)
+    with Inbound(Channel(part(b"")), Lookout()) as inbound:
+        inbound.expect(length=None, chunked=False)
+        inbound.sending()
+        inbound.sent()
+        await asyncio.sleep(0.4)

@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from idp_middleware import ProxyRoute, Timeout, sources
+from idp_middleware import ProxyRoute, Timeout, _inbound, sources
 from tests.stack import PARSERS, USERS, eventually, raw_upstream, read_answers, read_head, running
 
 
@@ -308,3 +308,31 @@ def test_the_rest_of_a_body_is_not_waited_for_for_long(stack, body):
         start = time.monotonic()
         assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 401")
         assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 1000000", "Transfer-Encoding: chunked", "Content-Length: 5"])
+def test_a_caller_who_stops_in_the_middle_of_a_body_is_400_and_lets_go_of_the_upstream(stack, framing, monkeypatch):
+    """Silent uploads would take one upstream connection each, until there are none for anybody."""
+    monkeypatch.setattr(_inbound, "PATIENCE", 0.4)
+    part = b"3\r\nabc\r\n" if "chunked" in framing else b"abc"
+    with socket.create_connection(("127.0.0.1", stack.gateway.port), 10) as sock:
+        sock.sendall(stack.raw_request("PUT", "/idp/github/upload", framing, close=False) + part)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"bad-request" in answer
+    eventually(lambda: all(request.disconnected for request in stack.provider.requests))
+    assert not any(request.complete for request in stack.provider.requests)
+
+
+def test_a_caller_who_stops_reading_lets_go_of_the_upstream(stack, monkeypatch):
+    """So would downloads that nobody takes."""
+    monkeypatch.setattr(_inbound, "PATIENCE", 0.4)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        sock.connect(("127.0.0.1", stack.gateway.port))
+        sock.sendall(stack.raw_request("GET", "/idp/github/bytes/50000000", close=False))
+        assert b"200 OK" in sock.recv(1024)
+        # More than fits into all buffers: it is over only once the connection is.
+        eventually(lambda: stack.provider.last.disconnected or stack.provider.last.answered, within=10)
+    with stack.client() as client:
+        assert client.get("/idp/github/user").status_code == 200

@@ -126,11 +126,11 @@ CALLER = Party(
     "api",
     CALLER_TIMES,
     TLS_HELLO,
-    "A `GET`; for a fault in the body, a chunked `POST` that breaks after 100,000 bytes. How long a silent caller may "
-    "stay is for the server in front to say: here it stays for longer than any time-out with an upstream. **let go**: "
-    "nobody is left to answer, and nothing is left of the request. **held open**: by the server, with nothing of ours "
-    "under way. **waits**: the request is under way as long as its caller stays. An upload that was cut off is never "
-    "whole for the upstream, and an answer that nobody takes is broken off there, too.",
+    "A `GET`; for a fault in the body, a chunked `POST` that breaks after 100,000 bytes. A silent caller stays "
+    "for longer than any time-out with an upstream, and for less than the minute after which it is given up. **let "
+    "go**: nobody is left to answer, and nothing is left of the request. **held open**: by the server, with "
+    "nothing of ours under way. **waits**: the request is under way, for a minute at most. An upload that "
+    "was cut off is never whole for the upstream, and an answer that nobody takes is broken off there, too.",
     stages=(CONNECTS, IN_HEAD, IN_BODY, WAITS, READS, RESTS),
 )
 PARTIES = (UPSTREAM, TLS, KEYS, TOKENS, RENEWAL, CACHE, WRITE, CALLER)
