@@ -9,6 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Final
+
+AT_ONCE: Final = 32
+"""Writes that wait for each other; by the time of more, what they write has left the CPU's cache."""
 
 
 class Outbox:
@@ -21,10 +25,12 @@ class Outbox:
         self._due: list[Callable[[], None]] = []
 
     def add(self, send: Callable[[], None]) -> None:
-        """Have `send` called right after this step; several in the order in which they were added."""
+        """Have `send` called right after this step, or now if `AT_ONCE` have been added; in the order of adding."""
         if not self._due:
             self._loop.call_soon(self._empty)
         self._due.append(send)
+        if len(self._due) == AT_ONCE:
+            self._empty()
 
     def _empty(self) -> None:
         due, self._due = self._due, []

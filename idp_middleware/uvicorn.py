@@ -61,13 +61,14 @@ class _Gathering:
             self._release()
             self._transport.write(data)
             return
-        if not self._held and size <= SHORT:
-            self._outbox.add(self._release_later)
+        first = not self._held
         self._held.append(data)
         self._size += size
         # Little waits that flow control does not see.
         if self._size > SHORT:
             self._release()
+        elif first:
+            self._outbox.add(self._release_later)
 
     def _release(self) -> None:
         held = self._held

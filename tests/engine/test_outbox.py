@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
-from idp_middleware._outbox import outbox_of
+from idp_middleware._outbox import AT_ONCE, outbox_of
 from idp_middleware.errors import UpstreamUnreachable
 
 from .conftest import Chunks, fetch
@@ -68,3 +69,21 @@ async def test_one_write_that_fails_does_not_take_the_others_along():
     await asyncio.sleep(0)
     assert sent == [1, 2]
     assert [str(error) for error in errors] == ["closed"]
+
+
+async def test_many_writes_do_not_wait_for_the_last_of_them():
+    """Nor is any of them forgotten, also where a write causes another."""
+    sent = []
+    outbox = outbox_of(asyncio.get_running_loop())
+
+    def send(number):
+        sent.append(number)
+        if number % 10 == 0:
+            outbox.add(lambda: sent.append(number + 1000))
+
+    for number in range(3 * AT_ONCE + 1):
+        outbox.add(partial(send, number))
+    assert len(sent) >= 3 * AT_ONCE
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert sorted(sent) == sorted([*range(3 * AT_ONCE + 1), *range(1000, 1000 + 3 * AT_ONCE + 1, 10)])
