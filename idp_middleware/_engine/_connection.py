@@ -182,7 +182,11 @@ class Connection(asyncio.Protocol):
             self._stop_upload()
         if self._waiter is not None:
             self._deadline.clear()
-            self._wake()
+            if 0 < parser.left <= READ_AHEAD:
+                # Servers send a head and its body one right after the other: a step later it may be here, too.
+                self._loop.call_soon(self._wake)
+            else:
+                self._wake()
         elif response.size > READ_AHEAD and not self._paused and not parser.complete:
             self._paused = True
             self._transport.pause_reading()

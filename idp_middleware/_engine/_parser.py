@@ -43,13 +43,13 @@ class ResponseParser:
         "_fields",
         "_fruitless",
         "_interim",
-        "_left",
         "_llhttp",
         "_refusal",
         "_response",
         "_spent",
         "complete",
         "ends_at_close",
+        "left",
         "reusable",
     )
 
@@ -58,6 +58,8 @@ class ResponseParser:
     _fields: RawHeaders
     ends_at_close: bool
     """Whether the end of the connection is the end of the body."""
+    left: int
+    """Bytes that are still to come of a body whose length is known; 0 with no such body."""
 
     def __init__(self) -> None:
         self._spent = True
@@ -71,7 +73,7 @@ class ResponseParser:
         self._response = response
         self._bodiless = bodiless
         self._fields = []
-        self._fruitless = self._interim = self._left = 0
+        self._fruitless = self._interim = self.left = 0
         self._refusal = ""
         self._chunked = self.ends_at_close = self.complete = self.reusable = False
 
@@ -86,7 +88,7 @@ class ResponseParser:
         Raises `UpstreamUnreachable` for what is no acceptable head, `UpstreamAborted` for a broken body.
         """
         response = self._response
-        if self._left:
+        if self.left:
             self._take(response, data)
             return
         headless = not response.status
@@ -144,19 +146,19 @@ class ResponseParser:
         self._spent = True
         if length is None:
             self.ends_at_close = True
-            self._left = _UNBOUNDED
+            self.left = _UNBOUNDED
         else:
-            self._left = length - response.size
+            self.left = length - response.size
             self.reusable = self._llhttp.should_keep_alive()
 
     def _take(self, response: Response, data: bytes) -> None:
         size = len(data)
-        if size >= self._left:
+        if size >= self.left:
             self.complete = True
-            if size > self._left:
-                data = data[: self._left]
+            if size > self.left:
+                data = data[: self.left]
                 self.reusable = False
-        self._left -= len(data)
+        self.left -= len(data)
         response.chunks.append(data)
         response.size += len(data)
 

@@ -390,3 +390,22 @@ async def test_closing_while_another_reads_ends_the_reading(engine, serve):
     await response.aclose()
     with pytest.raises(UpstreamAborted):
         await reading
+
+
+async def test_a_body_right_behind_its_head_is_there_when_the_head_is(engine, serve):
+    """Two writes of the upstream's then cost one of ours; one that is late is not waited for."""
+
+    async def handler(peer):
+        while True:
+            head = await peer.head()
+            await peer.say(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+            if b"/late" in head:
+                await asyncio.sleep(0.3)
+            await peer.say(b"hello")
+
+    upstream = await serve(handler)
+    late = await get(engine, upstream, b"/late")
+    assert not late.complete
+    assert await whole(late) == b"hello"
+    response = await get(engine, upstream)
+    assert await whole(response) == b"hello"
