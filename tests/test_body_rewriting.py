@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import threading
+import time
 import zlib
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -368,6 +369,8 @@ def test_a_body_that_comes_byte_by_byte_is_the_same(upstream, shared_stack):
         with connection.makefile("rb") as stream:
             read_message(stream)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(body))
+        # A body right behind its head is waited for.
+        time.sleep(0.1)
         for byte in body:
             connection.sendall(bytes([byte]))
 
@@ -584,6 +587,7 @@ def test_an_echo_that_comes_byte_by_byte_is_masked():
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         read_head(connection)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        time.sleep(0.1)
         for byte in body:
             connection.sendall(bytes([byte]))
 
