@@ -499,7 +499,7 @@ async def test_closing_does_not_wait_for_ever(world: World) -> None:
     """A store that is gone for good; whoever still waits is told."""
     store = Faulty(world.store, failing=lambda entry: entry.claim is None, times=1000)
     await world.store.put(ALICE, stored(world.provider.log_in()))
-    source = world.source(store, timeout=Timeout(connect=0.2, read=0.2, write=0.2))
+    source = world.source(store, timeout=Timeout(connect=1, read=1, write=1))
     request = asyncio.create_task(ask(source))
     await until(lambda: store.failed > 1)
     await source.aclose()
